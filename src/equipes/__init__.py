@@ -1,0 +1,42 @@
+"""equipes: equivariant potential energy surfaces, from quantum-mechanical data to simulations."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Where each public name lives. They are imported on first use, so that `import equipes` and the command line's
+# help do not wait for torch.
+_HOMES = {
+    "AtomGraph": "equipes.graph",
+    "Potential": "equipes.models.potential",
+    "Prediction": "equipes.models.potential",
+    "load": "equipes.models",
+    "build": "equipes.models",
+    "Calculator": "equipes.calculators",
+    "InputError": "equipes.errors",
+}
+_ROOMS = ("calculators", "data", "foundation", "models", "report", "simulate", "training")
+
+__all__ = ["__version__", *_HOMES, *_ROOMS]
+
+if TYPE_CHECKING:
+    from equipes.calculators import Calculator
+    from equipes.errors import InputError
+    from equipes.graph import AtomGraph
+    from equipes.models import build, load
+    from equipes.models.potential import Potential, Prediction
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in _ROOMS:
+        return import_module(f"equipes.{name}")
+    raise AttributeError(f"module 'equipes' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
