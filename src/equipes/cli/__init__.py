@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -48,10 +48,11 @@ def _show_tracebacks(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    version: Annotated[  # noqa: ARG001 - acts in its callback
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
     ] = False,
-    traceback: Annotated[
+    traceback: Annotated[  # noqa: ARG001
         bool, typer.Option("--traceback", callback=_show_tracebacks, is_eager=True, hidden=True)
     ] = False,
 ) -> None:
@@ -98,15 +99,12 @@ def _users_mistake(error: Exception) -> str | None:
     if isinstance(error, InputError):
         return " ".join(str(error).split())
     if isinstance(error, _UsageError):
-        return error.format_message().rstrip(".") + _help_hint(error)
+        context = getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context is not None else ""
+        return cast(typer.BadParameter, error).format_message().rstrip(".") + hint
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
     return None
-
-
-def _help_hint(error: Exception) -> str:
-    context = getattr(error, "ctx", None)
-    return f"; see {context.command_path} --help" if context is not None else ""
 
 
 def main() -> None:

@@ -15,7 +15,11 @@ from equipes.files import atomic_write, refuse_overwrite
 
 JsonPath = Annotated[
     Path | None,
-    typer.Option("--json", metavar="PATH", help="Write the numbers as JSON too; '-' is stdout, with nothing else on it."),
+    typer.Option(
+        "--json",
+        metavar="PATH",
+        help="Write the numbers as JSON too; '-' is stdout, with nothing else on it.",
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output that exists.")]
 

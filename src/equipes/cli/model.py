@@ -1,0 +1,86 @@
+"""`equipes info`, `convert` and `doctor`: looking at models, bringing in others', looking at the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
+from equipes.errors import InputError
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(info)
+    app.command()(convert)
+    app.command()(doctor)
+
+
+def info(model: ModelPath, json: JsonPath = None, overwrite: Overwrite = False) -> None:
+    """Say what a model is: architecture, elements, cutoff, size, and what it was trained on."""
+    import equipes
+
+    check_json_path(json, overwrite=overwrite)
+    summary = equipes.load(model).summary()
+    print_table(_flat(summary), title=str(model), quiet=json == STDOUT)
+    write_json(summary, json, overwrite=overwrite)
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Weights of NequIP: npz with `config` and `w/…`.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The model to write: *.safetensors.")],
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert weights of the NequIP package into an equipes model; energies and forces stay the same."""
+    from equipes.files import refuse_overwrite
+    from equipes.foundation import from_nequip, read_nequip_npz
+
+    check_json_path(json, overwrite=overwrite)
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target}: a model's file name ends in .safetensors; choose such a name")
+    refuse_overwrite(target, overwrite=overwrite)
+    potential = from_nequip(*read_nequip_npz(source))
+    potential.save(target, overwrite=overwrite)
+    summary = potential.summary()
+    print_table(_flat(summary), title=f"{source} → {target}", quiet=json == STDOUT)
+    write_json(summary, json, overwrite=overwrite)
+
+
+def doctor(json: JsonPath = None, overwrite: Overwrite = False) -> None:
+    """Examine the installation: versions, processor, threads, kernel, memory, and what is missing."""
+    from equipes.diagnostics import examine
+
+    check_json_path(json, overwrite=overwrite)
+    facts = examine()
+    quiet = json == STDOUT
+    print_table(
+        ((name, value) for name, value in _flat(facts) if not name.startswith("problems")), quiet=quiet
+    )
+    write_json(facts, json, overwrite=overwrite)
+    for problem in facts["problems"]:
+        typer.echo(f"Problem: {problem}", err=True)
+    if not quiet and not facts["problems"]:
+        typer.echo("\nAll is well.")
+    if facts["problems"]:
+        raise typer.Exit(1)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Nested facts as lines: `{"versions": {"torch": "2.13"}}` becomes `("versions.torch", "2.13")`."""
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            yield from _flat(item, f"{prefix}{key}.")
+        elif isinstance(item, list | tuple):
+            yield f"{prefix}{key}", ", ".join(map(str, item)) or "none"
+        elif isinstance(item, dict) or item is None:
+            yield f"{prefix}{key}", "none"
+        else:
+            yield f"{prefix}{key}", item
