@@ -1,0 +1,33 @@
+"""Reference data: reading, units, checks, statistics, splits, and datasets of graphs."""
+
+from equipes.data.dataset import GraphDataset, LabelledGraph
+from equipes.data.frames import Frame, LabelKeys
+from equipes.data.readers import read_frames
+from equipes.data.splits import read_indices, split_indices
+from equipes.data.statistics import (
+    ReferenceEnergies,
+    elements,
+    fit_reference_energies,
+    forces_rms,
+    mean_neighbors,
+)
+from equipes.data.units import Units
+from equipes.data.writers import labelled_atoms, write_frames
+
+__all__ = [
+    "Frame",
+    "GraphDataset",
+    "LabelKeys",
+    "LabelledGraph",
+    "ReferenceEnergies",
+    "Units",
+    "elements",
+    "fit_reference_energies",
+    "forces_rms",
+    "labelled_atoms",
+    "mean_neighbors",
+    "read_frames",
+    "read_indices",
+    "split_indices",
+    "write_frames",
+]
