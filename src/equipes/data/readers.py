@@ -98,6 +98,7 @@ def _read_ase(path: Path, source: str) -> Iterator[ase.Atoms]:
     from ase.db import connect
     from ase.io import iread
 
+    whole = 0
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{source}: the file is empty; give one with frames")
@@ -106,7 +107,9 @@ def _read_ase(path: Path, source: str) -> Iterator[ase.Atoms]:
                 for row in database.select():
                     yield row.toatoms(add_additional_information=True)
         else:
-            yield from iread(path, index=":", do_not_split_by_at_sign=True)
+            for atoms in iread(path, index=":", do_not_split_by_at_sign=True):
+                yield atoms
+                whole += 1
     except InputError:
         raise
     except PermissionError:
@@ -115,8 +118,9 @@ def _read_ase(path: Path, source: str) -> Iterator[ase.Atoms]:
         Exception
     ) as error:  # ASE's readers raise whatever their parsing meets, from IndexError to AssertionError.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        where = f" after {whole} whole frames" if whole else ""
         raise InputError(
-            f"{source}: cannot be read ({reason}); check that it is whole and of a format ASE knows"
+            f"{source}: cannot be read{where} ({reason}); check that it is whole and of a format ASE knows"
         ) from error
 
 

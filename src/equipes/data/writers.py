@@ -40,10 +40,22 @@ def write_frames(frames: Sequence[Frame], path: str | Path, *, overwrite: bool =
                 for frame in frames:
                     _write_extended_xyz(frame, file)
         else:
-            from ase.io import write
+            _write_by_ase(frames, temporary)
 
-            temporary.unlink()  # the database of ASE insists on creating its file
-            write(temporary, [labelled_atoms(frame) for frame in frames])
+
+def _write_by_ase(frames: Sequence[Frame], path: Path) -> None:
+    path.unlink()  # a database is created, not found
+    if path.suffix.lower() == ".traj":
+        from ase.io import write
+
+        write(path, [labelled_atoms(frame) for frame in frames])
+        return
+    from ase.db import connect
+
+    with connect(path) as database:
+        for frame in frames:
+            # Not a column of its own: those refuse names that look like numbers or formulas.
+            database.write(labelled_atoms(frame), data=labelled_atoms(frame).info)
 
 
 def labelled_atoms(frame: Frame) -> ase.Atoms:
