@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
-from equipes.errors import InputError
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
 
@@ -41,13 +40,11 @@ def convert(
 ) -> None:
     """Convert weights of the NequIP package into an equipes model; energies and forces stay the same."""
     from equipes.files import refuse_overwrite
-    from equipes.foundation import from_nequip, read_nequip_npz
+    from equipes.foundation import read_nequip_npz
 
     check_json_path(json, overwrite=overwrite)
-    if target.suffix != ".safetensors":
-        raise InputError(f"{target}: a model's file name ends in .safetensors; choose such a name")
     refuse_overwrite(target, overwrite=overwrite)
-    potential = from_nequip(*read_nequip_npz(source))
+    potential = read_nequip_npz(source)
     potential.save(target, overwrite=overwrite)
     summary = potential.summary()
     print_table(_flat(summary), title=f"{source} → {target}", quiet=json == STDOUT)

@@ -52,12 +52,15 @@ def print_table(rows: Iterable[tuple[str, object]], *, title: str | None = None,
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    console = Console()
+    if title is not None:
+        console.print(Text(title, style="bold"), soft_wrap=True)
+    table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(Text(name, style="bold"), Text(str(value)))
-    Console().print(table)
+        table.add_row(name, Text(str(value)))
+    console.print(table)
 
 
 def _strict(value: Any) -> Any:
