@@ -20,7 +20,18 @@ _HOMES = {
 }
 _ROOMS = ("calculators", "data", "foundation", "models", "report", "simulate", "training")
 
-__all__ = ["__version__", *_HOMES, *_ROOMS]
+
+__all__ = [
+    "AtomGraph",
+    "Calculator",
+    "InputError",
+    "Potential",
+    "Prediction",
+    "__version__",
+    "build",
+    "load",
+    *_ROOMS,
+]
 
 if TYPE_CHECKING:
     from equipes.calculators import Calculator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from math import factorial
 
 import numpy as np
@@ -36,8 +36,8 @@ def _su2_coefficient(j1: int, m1: int, j2: int, m2: int, j3: int, m3: int) -> fl
     return float(np.sqrt(numerator / denominator)) * (total / common)
 
 
-@lru_cache(maxsize=None)
-def _real_to_complex(l: int) -> np.ndarray:  # noqa: E741
+@cache
+def _real_to_complex(l: int) -> np.ndarray:
     """[2l+1, 2l+1] complex: rows are complex components m = -l..l, columns the real ones.
 
     The phase (-i)^l makes all coupling tensors real.
@@ -52,7 +52,7 @@ def _real_to_complex(l: int) -> np.ndarray:  # noqa: E741
     return (-1j) ** l * q
 
 
-@lru_cache(maxsize=None)
+@cache
 def wigner_3j(l1: int, l2: int, l3: int) -> np.ndarray:
     """The invariant tensor of three real irreps of SO(3), `[2l1+1, 2l2+1, 2l3+1]` float64, Frobenius norm 1.
 
@@ -64,7 +64,9 @@ def wigner_3j(l1: int, l2: int, l3: int) -> np.ndarray:
     [[0.5774, 0.0, 0.0], [0.0, 0.5774, 0.0], [0.0, 0.0, 0.5774]]
     """
     if not abs(l1 - l2) <= l3 <= l1 + l2:
-        raise ValueError(f"no coupling of l = {l1} and {l2} to {l3}: |l1 - l2| <= l3 <= l1 + l2 does not hold")
+        raise ValueError(
+            f"no coupling of l = {l1} and {l2} to {l3}: |l1 - l2| <= l3 <= l1 + l2 does not hold"
+        )
     coupling = np.zeros((2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1))
     for m1 in range(-l1, l1 + 1):
         for m2 in range(max(-l2, -l3 - m1), min(l2, l3 - m1) + 1):

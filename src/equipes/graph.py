@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import ase
@@ -76,7 +76,9 @@ class AtomGraph:
         cell = np.ascontiguousarray(atoms.cell.array, dtype=np.float64)
         if not np.isfinite(positions).all():
             atom = int(np.argwhere(~np.isfinite(positions).all(axis=1))[0, 0])
-            raise InputError(f"atom {atom} ({atoms.symbols[atom]}) has a position that is not finite; correct it")
+            raise InputError(
+                f"atom {atom} ({atoms.symbols[atom]}) has a position that is not finite; correct it"
+            )
         if not np.isfinite(cell).all():
             raise InputError("the cell is not finite; correct its lattice vectors")
         pbc = np.array(atoms.pbc, dtype=bool)
@@ -177,8 +179,8 @@ class AtomGraph:
 
     def to(self, device: torch.device | str) -> AtomGraph:
         """The same graph on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return AtomGraph(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cutoff"}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
     def _refuse_coincident_atoms(self, atoms: ase.Atoms) -> None:
         distances = self.edge_vectors().norm(dim=1)
@@ -197,12 +199,17 @@ def _neighbours(
     equal order."""
     if pbc.any():
         # Directions that are not periodic need some vector for the cell to have a volume; which one does not matter.
-        box = complete_cell(cell)
+        with np.errstate(
+            invalid="ignore"
+        ):  # parallel vectors leave the third one undefined, which is told below
+            box = complete_cell(cell)
         lengths = np.linalg.norm(cell, axis=1)
         if (pbc & (lengths == 0)).any():
             axis = "abc"[int(np.argmax(pbc & (lengths == 0)))]
-            raise InputError(f"the structure is periodic along {axis} but has no lattice vector there; set one, or pbc")
-        if abs(np.linalg.det(box)) < 1e-9 * np.prod(np.linalg.norm(box, axis=1)):
+            raise InputError(
+                f"the structure is periodic along {axis} but has no lattice vector there; set one, or pbc"
+            )
+        if not abs(np.linalg.det(box)) > 1e-9 * np.prod(np.linalg.norm(box, axis=1)):
             raise InputError("the lattice vectors lie in a plane: the cell has no volume; correct the cell")
     else:
         box = np.zeros((3, 3))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from equipes.clebsch_gordan import wigner_3j
 MAX_L = 6
 
 
-@lru_cache(maxsize=None)
-def _raising(l: int) -> np.ndarray:  # noqa: E741
+@cache
+def _raising(l: int) -> np.ndarray:
     """`[2l+1, 3, 2l+3]`: the tensor that takes Y_l and Y_1 to Y_{l+1}.
 
     The coupling of Y_l and Y_1 to degree l+1 is proportional to Y_{l+1} (Schur's lemma); the factor, sign included,
@@ -25,8 +25,8 @@ def _raising(l: int) -> np.ndarray:  # noqa: E741
     return tensor * (np.sqrt(2 * l + 3) / at_pole)
 
 
-@lru_cache(maxsize=None)
-def _raising_matrix(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:  # noqa: E741
+@cache
+def _raising_matrix(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(_raising(l).reshape(3 * (2 * l + 1), 2 * l + 3), dtype=dtype, device=device)
 
 
@@ -56,7 +56,7 @@ def spherical_harmonics(l_max: int, directions: Tensor) -> Tensor:
     if l_max > 0:
         y1 = directions * 3**0.5
         harmonics.append(y1)
-        for l in range(1, l_max):  # noqa: E741
+        for l in range(1, l_max):
             product = harmonics[l].unsqueeze(-1) * y1.unsqueeze(-2)  # [..., 2l+1, 3]
             harmonics.append(product.flatten(-2) @ _raising_matrix(l, directions.dtype, directions.device))
     return torch.cat(harmonics, dim=-1)

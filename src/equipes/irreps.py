@@ -21,7 +21,7 @@ class Irrep:
     [0o, 0e, 1o]
     """
 
-    l: int  # noqa: E741 - the field's own letter
+    l: int
     p: int
 
     def __post_init__(self) -> None:
@@ -67,7 +67,9 @@ class Irreps(tuple[tuple[int, Irrep], ...]):
         for term in text.split("+") if text.strip() else []:
             match = _TERM.fullmatch(term.strip())
             if match is None:
-                raise InputError(f"irreps {text!r}: cannot read {term.strip()!r}; write for example '32x0e + 16x1o'")
+                raise InputError(
+                    f"irreps {text!r}: cannot read {term.strip()!r}; write for example '32x0e + 16x1o'"
+                )
             mul, l, parity = match.groups()
             terms.append((int(mul or 1), Irrep(int(l), 1 if parity == "e" else -1)))
         return terms

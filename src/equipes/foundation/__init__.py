@@ -1,0 +1,7 @@
+"""Weights published by others, read into our models."""
+
+from __future__ import annotations
+
+from equipes.foundation.nequip import from_nequip, read_nequip_npz
+
+__all__ = ["from_nequip", "read_nequip_npz"]

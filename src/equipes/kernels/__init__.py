@@ -1,0 +1,57 @@
+"""Equivariant message passing behind one function, whatever computes it.
+
+`EQUIPES_KERNEL` chooses: `reference` (plain torch) or `native` (compiled; not part of this build).
+"""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor
+
+from equipes.errors import InputError
+from equipes.graph import AtomGraph
+from equipes.kernels import reference
+from equipes.kernels.form import MessagePassingForm
+
+__all__ = ["KERNELS", "MessagePassingForm", "kernel_name", "message_passing"]
+
+KERNELS = {"reference": reference.message_passing}
+
+
+def kernel_name() -> str:
+    """The kernel that runs: `EQUIPES_KERNEL`, or the best one that this build has.
+
+    Raises:
+        InputError: the variable names a kernel that is unknown or was not built.
+    """
+    name = os.environ.get("EQUIPES_KERNEL") or "reference"
+    if name not in KERNELS:
+        built = ", ".join(KERNELS)
+        if name == "native":
+            raise InputError(
+                f"EQUIPES_KERNEL=native: this build has no native kernel; set it to one of: {built}"
+            )
+        raise InputError(f"EQUIPES_KERNEL={name}: no such kernel; set it to one of: {built}")
+    return name
+
+
+def message_passing(
+    form: MessagePassingForm, x: Tensor, harmonics: Tensor, weights: Tensor, graph: AtomGraph
+) -> Tensor:
+    """Sum over neighbours of the coupled products of their features with the spherical harmonics of the edges.
+
+    Args:
+        form: the couplings.
+        x: `[N, form.irreps_in.dim]` features of the senders.
+        harmonics: `[E, (form.l_max+1)²]`.
+        weights: `[E, form.n_weights]`.
+        graph: N atoms, E edges.
+
+    Returns:
+        `[N, form.irreps_out.dim]`.
+
+    Raises:
+        InputError: `EQUIPES_KERNEL` names a kernel that is not there.
+    """
+    return KERNELS[kernel_name()](form, x, harmonics, weights, graph)

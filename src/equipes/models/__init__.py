@@ -1,0 +1,10 @@
+"""Architectures, and the potential that turns their energies into forces and stress."""
+
+from __future__ import annotations
+
+from equipes.models.files import convert, load
+from equipes.models.nequip import NequIP
+from equipes.models.potential import Potential, Prediction
+from equipes.models.registry import ARCHITECTURES, DTYPES, build
+
+__all__ = ["ARCHITECTURES", "DTYPES", "NequIP", "Potential", "Prediction", "build", "convert", "load"]

@@ -1,0 +1,136 @@
+"""One file for a potential: `*.safetensors`, weights plus a JSON header. Reading it never runs code."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from equipes import __version__
+from equipes.errors import InputError
+from equipes.files import atomic_write
+from equipes.models.potential import UNITS, Potential
+from equipes.models.registry import build
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Raised when the header or the names of weights change; `_migrate` brings older files up to it.
+FORMAT_VERSION = 1
+_KEY = "equipes"
+
+
+def save(potential: Potential, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a potential; see `Potential.save`."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"cannot write {path}: a model file ends in .safetensors; give it that suffix")
+    header = {
+        "format_version": FORMAT_VERSION,
+        "equipes_version": __version__,
+        "architecture": potential.architecture,
+        "species": list(potential.species),
+        "hyperparameters": potential.hyperparameters,
+        "dtype": str(potential.dtype).removeprefix("torch."),
+        "units": UNITS,
+        "provenance": potential.provenance,
+    }
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in potential.model.state_dict().items()
+    }
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        save_file(weights, temporary, metadata={_KEY: json.dumps(header, allow_nan=False)})
+
+
+def load(
+    path: str | os.PathLike[str], *, device: torch.device | str = "cpu", dtype: str | None = None
+) -> Potential:
+    """Read a potential, ready to predict (`eval()` mode).
+
+    Args:
+        path: a `*.safetensors` file written by equipes.
+        device: where to put it.
+        dtype: "float32" or "float64" in place of the one it was stored in.
+
+    Raises:
+        InputError: the file is missing, damaged, not a model of equipes, or written by a newer version.
+    """
+    path = Path(path)
+    header, weights = _read(path)
+    try:
+        potential = build(
+            header["architecture"], header["species"], header["hyperparameters"], dtype=header["dtype"]
+        )
+        potential.provenance = header["provenance"]
+    except KeyError as error:
+        raise InputError(
+            f"{path}: the model's header has no {error}; the file is damaged, fetch it again"
+        ) from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    _fill(potential, weights, path)
+    if dtype is not None:
+        potential = convert(potential, dtype)
+    return potential.to(device).eval()
+
+
+def convert(potential: Potential, dtype: str) -> Potential:
+    """A copy of the potential with a network of another number type ("float32" or "float64")."""
+    copy = build(potential.architecture, potential.species, potential.hyperparameters, dtype=dtype)
+    copy.provenance = dict(potential.provenance)
+    own = copy.model.state_dict()
+    copy.model.load_state_dict(
+        {name: tensor.detach().to(own[name].dtype) for name, tensor in potential.model.state_dict().items()}
+    )
+    return copy.to(potential.device).train(potential.training)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file; give the path of a *.safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a readable model file ({error}); it is damaged, or not a *.safetensors file"
+        ) from error
+    if _KEY not in metadata:
+        raise InputError(
+            f"{path}: a safetensors file, but not a model of equipes (its header has no '{_KEY}')"
+        )
+    try:
+        header = json.loads(metadata[_KEY])
+        version = int(header["format_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: the model's header cannot be read; the file is damaged, fetch it again"
+        ) from error
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: written by equipes {header.get('equipes_version')} in a newer format (version {version}); "
+            "update equipes to read it"
+        )
+    return header, weights
+
+
+def _fill(potential: Potential, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Put the weights in, refusing missing, extra or misshapen ones."""
+    own = potential.model.state_dict()
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or extra:
+        what = f"no weights '{missing[0]}'" if missing else f"unknown weights '{extra[0]}'"
+        raise InputError(f"{path}: {what} for this architecture; the file is damaged, fetch it again")
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape:
+            raise InputError(
+                f"{path}: weights '{name}' have shape {list(weights[name].shape)}, the architecture needs "
+                f"{list(tensor.shape)}; the file is damaged, fetch it again"
+            )
+    potential.model.load_state_dict(dict(weights))

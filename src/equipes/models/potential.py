@@ -1,0 +1,205 @@
+"""A potential energy surface: graphs of atoms in; energy, forces and stress out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from torch import Tensor, nn
+
+from equipes.errors import InputError
+from equipes.graph import AtomGraph
+
+if TYPE_CHECKING:
+    import os
+
+UNITS = {"energy": "eV", "length": "Ang", "forces": "eV/Ang", "stress": "eV/Ang^3"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a potential says of N atoms in S structures; all float64.
+
+    Attributes:
+        energy: `[S]` eV.
+        energies: `[N]` eV, the atoms' shares of it.
+        forces: `[N, 3]` eV/Å, or None.
+        stress: `[S, 3, 3]` eV/Å³, tensile positive, or None; NaN for a structure whose cell has no volume.
+        virial: `[S, 3, 3]` eV, -dE/dstrain, or None.
+    """
+
+    energy: Tensor
+    energies: Tensor
+    forces: Tensor | None = None
+    stress: Tensor | None = None
+    virial: Tensor | None = None
+
+
+class Architecture(nn.Module):
+    """What a model must be to become a potential.
+
+    A subclass takes the species as its first argument and hyperparameters by keyword after that, and its `forward` maps
+    `(types [N], vectors [E, 3] float64, graph)` to the energies of the atoms, `[N]` float64, eV.
+
+    Attributes:
+        r_max: the distance beyond which atoms do not see each other, Å.
+        EXACT: names of parameters that stay float64 whatever the number type of the network.
+    """
+
+    EXACT: ClassVar[tuple[str, ...]] = ()
+    r_max: float
+
+
+class Potential(nn.Module):
+    """A trained or trainable interatomic potential.
+
+    Made by `equipes.load`, `equipes.build`, training or a conversion. In `train()` mode forces and stress can be
+    differentiated by the parameters; in `eval()` mode they are plain numbers.
+
+    Attributes:
+        architecture: name in `equipes.models.ARCHITECTURES`.
+        hyperparameters: what the architecture was built with.
+        species: chemical symbols that it knows, in the order of its tables.
+        cutoff: Å.
+        provenance: how it came to be (data, configuration, versions), kept in the file.
+        model: the architecture, from types, edge vectors and graph to energies of atoms.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        hyperparameters: Mapping[str, Any],
+        species: Sequence[str],
+        model: Architecture,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.hyperparameters = dict(hyperparameters)
+        self.species = tuple(species)
+        self.cutoff = float(model.r_max)
+        self.provenance = dict(provenance or {})
+        self.model = model
+        table = torch.full((len(chemical_symbols),), -1, dtype=torch.int64)
+        for index, symbol in enumerate(self.species):
+            table[atomic_numbers[symbol]] = index
+        self.register_buffer("type_of_number", table, persistent=False)
+        self.type_of_number: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the network; geometry and energies are float64 whatever it is."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.type_of_number.device
+
+    def forward(self, graph: AtomGraph, *, forces: bool = True, stress: bool = True) -> Prediction:
+        """Energy and its derivatives.
+
+        Forces are -dE/dx. Under a strain ε (symmetric) positions and cells become x (1 + ε); the virial is -dE/dε and
+        the stress (dE/dε) / volume. Both follow from the derivative g_e of the energy by the edge vectors r_e:
+        F_i = Σ_{e to i} g_e - Σ_{e from i} g_e and dE/dε = Σ_e (r_e g_eᵀ + g_e r_eᵀ) / 2.
+
+        Args:
+            graph: structures, with edges up to at least the potential's cutoff.
+            forces: compute forces.
+            stress: compute stress and virial.
+
+        Raises:
+            InputError: an element that the potential does not know, or edges collected with a smaller cutoff.
+        """
+        types = self._types(graph)
+        if graph.cutoff < self.cutoff:
+            raise InputError(
+                f"the graph has edges up to {graph.cutoff:g} Å, the potential reaches {self.cutoff:g} Å; "
+                f"build it with AtomGraph.from_atoms(atoms, {self.cutoff:g})"
+            )
+        differentiate = forces or stress
+        with torch.set_grad_enabled(differentiate or (self.training and torch.is_grad_enabled())):
+            vectors = graph.edge_vectors()
+            if differentiate and not vectors.requires_grad:
+                vectors.requires_grad_()
+            energies = self.model(types, vectors, graph)  # [N]
+            energy = energies.new_zeros(graph.n_structures).index_add(0, graph.structure, energies)  # [S]
+            if not differentiate:
+                return Prediction(energy, energies)
+            # Atoms without neighbours have no edges to differentiate by: their derivatives are zero.
+            (gradient,) = torch.autograd.grad(
+                energies.sum(), vectors, create_graph=self.training, allow_unused=True, materialize_grads=True
+            )  # [E, 3]
+            edge_forces, edge_virials = None, None
+            if forces:
+                at_atoms = gradient.new_zeros(graph.n_atoms, 3)
+                edge_forces = at_atoms.index_add(0, graph.receiver, gradient).index_add(
+                    0, graph.sender, -gradient
+                )
+            if stress:
+                edge_virials = self._virial(graph, vectors, gradient)
+        if not self.training:
+            energy, energies = energy.detach(), energies.detach()
+            edge_forces = None if edge_forces is None else edge_forces.detach()
+            edge_virials = None if edge_virials is None else edge_virials.detach()
+        return Prediction(
+            energy=energy,
+            energies=energies,
+            forces=edge_forces,
+            stress=None if edge_virials is None else _stress(graph, edge_virials),
+            virial=edge_virials,
+        )
+
+    def _types(self, graph: AtomGraph) -> Tensor:
+        types = self.type_of_number[graph.numbers]
+        if bool((types < 0).any()):
+            unknown = sorted({chemical_symbols[z] for z in graph.numbers[types < 0].tolist()})
+            raise InputError(
+                f"the potential does not know {', '.join(unknown)}; it knows {', '.join(self.species)}. "
+                "Use a potential trained on all elements of the structure"
+            )
+        return types
+
+    @staticmethod
+    def _virial(graph: AtomGraph, vectors: Tensor, gradient: Tensor) -> Tensor:
+        """-dE/dε, `[S, 3, 3]`."""
+        outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)  # [E, 3, 3]
+        symmetric = (outer + outer.transpose(1, 2)) / 2
+        zeros = gradient.new_zeros(graph.n_structures, 3, 3)
+        return -zeros.index_add(0, graph.structure[graph.receiver], symmetric)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the potential to one `*.safetensors` file: weights and a JSON header.
+
+        Raises:
+            InputError: the file exists and `overwrite` is not set, or cannot be written.
+        """
+        from equipes.models.files import save
+
+        save(self, path, overwrite=overwrite)
+
+    def summary(self) -> dict[str, Any]:
+        """What the potential is, as plain JSON values."""
+        return {
+            "architecture": self.architecture,
+            "species": list(self.species),
+            "cutoff": self.cutoff,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "hyperparameters": self.hyperparameters,
+            "units": UNITS,
+            "provenance": self.provenance,
+        }
+
+
+def _stress(graph: AtomGraph, virial: Tensor) -> Tensor:
+    """`[S, 3, 3]` eV/Å³, NaN where the cell has no volume.
+
+    The NaN is put in last: a loss that leaves such structures out must not get NaN gradients from a division by it.
+    """
+    volumes = torch.linalg.det(graph.cell).abs().view(-1, 1, 1)
+    filled = volumes > 0
+    return torch.where(filled, -virial / torch.where(filled, volumes, 1.0), float("nan"))

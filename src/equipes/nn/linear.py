@@ -1,0 +1,104 @@
+"""Linear maps on features, and the self-connection that depends on the species."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from equipes.irreps import Irrep, Irreps
+
+
+class Linear(nn.Module):
+    """Mixes the channels of equal irreps: y = x W / √(multiplicity of x), block by block, no bias.
+
+    Irreps of the output that the input does not have are zero. Each irrep may occur once on either side.
+    """
+
+    def __init__(self, irreps_in: Irreps, irreps_out: Irreps) -> None:
+        super().__init__()
+        self.irreps_in, self.irreps_out = irreps_in, irreps_out
+        self.weights = nn.ParameterDict(
+            {
+                str(irrep): nn.Parameter(torch.randn(irreps_in.multiplicity(irrep), mul))
+                for mul, irrep in shared(irreps_in, irreps_out)
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, irreps_in.dim]` -> `[N, irreps_out.dim]`."""
+        blocks = split_blocks(x, self.irreps_in)
+        parts = []
+        for mul, irrep in self.irreps_out:
+            if str(irrep) in self.weights:
+                weight = self.weights[str(irrep)]
+                parts.append((blocks[str(irrep)] @ (weight / math.sqrt(weight.shape[0]))).flatten(1))
+            else:
+                parts.append(x.new_zeros(x.shape[0], mul * irrep.dim))
+        return torch.cat(parts, dim=1)
+
+
+class SpeciesLinear(nn.Module):
+    """The self-connection: x ⊗ a, of features with the embedding a of the atom's own species, to each equal irrep.
+
+    `s[w] = Σ_uv x[u] a[v] W[u,v,w] / √(F·A)` with F channels of that irrep and A embedding channels. Since a depends on
+    the species only, W contracted with it is one matrix per species, and atoms of a species share one product.
+    """
+
+    def __init__(self, irreps_in: Irreps, n_attributes: int, irreps_out: Irreps) -> None:
+        super().__init__()
+        self.irreps_in, self.irreps_out = irreps_in, irreps_out
+        self.weights = nn.ParameterDict(
+            {
+                str(irrep): nn.Parameter(torch.randn(irreps_in.multiplicity(irrep), n_attributes, mul))
+                for mul, irrep in shared(irreps_in, irreps_out)
+            }
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor, groups: Sequence[Tensor]) -> Tensor:
+        """`[N, irreps_in.dim]` -> `[N, irreps_out.dim]`.
+
+        Args:
+            x: features.
+            embedding: `[n_species, A]`.
+            groups: for each species, the atoms of it.
+        """
+        matrices = {}
+        for name, weight in self.weights.items():
+            n_in, n_attributes, _ = weight.shape
+            matrices[name] = torch.einsum("sv,uvw->suw", embedding / math.sqrt(n_in * n_attributes), weight)
+        result = x.new_zeros(x.shape[0], self.irreps_out.dim)
+        for species, atoms in enumerate(groups):
+            if len(atoms) == 0:
+                continue
+            blocks = split_blocks(x.index_select(0, atoms), self.irreps_in)
+            parts = []
+            for mul, irrep in self.irreps_out:
+                if str(irrep) in matrices:
+                    parts.append((blocks[str(irrep)] @ matrices[str(irrep)][species]).flatten(1))
+                else:
+                    parts.append(x.new_zeros(len(atoms), mul * irrep.dim))
+            result = result.index_add(0, atoms, torch.cat(parts, dim=1))
+        return result
+
+
+def shared(irreps_in: Irreps, irreps_out: Irreps) -> list[tuple[int, Irrep]]:
+    """The terms of `irreps_out` whose irrep `irreps_in` has too.
+
+    Raises `ValueError` when an irrep stands twice on one side: united irreps have one matrix each.
+    """
+    for irreps in (irreps_in, irreps_out):
+        if len(set(irreps.irreps)) != len(irreps):
+            raise ValueError(f"{irreps}: an irrep occurs twice; unite equal irreps first")
+    return [(mul, irrep) for mul, irrep in irreps_out if irreps_in.multiplicity(irrep)]
+
+
+def split_blocks(x: Tensor, irreps: Irreps) -> dict[str, Tensor]:
+    """The blocks of feature rows by the name of their irrep, `[N, 2l+1, multiplicity]` each."""
+    parts = x.split([mul * irrep.dim for mul, irrep in irreps], dim=1)
+    return {
+        str(irrep): part.unflatten(1, (irrep.dim, mul))
+        for (mul, irrep), part in zip(irreps, parts, strict=True)
+    }
