@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from equipes.report.curves import learning_curves, md_plot
+from equipes.report.page import write_plots, write_report
 from equipes.report.plots import error_histogram, group_plot, parity_plot
 
 __all__ = [
@@ -11,4 +12,6 @@ __all__ = [
     "learning_curves",
     "md_plot",
     "parity_plot",
+    "write_plots",
+    "write_report",
 ]

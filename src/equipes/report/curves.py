@@ -12,7 +12,7 @@ from equipes.errors import InputError
 from equipes.report.figures import COLORS, INK, new_figure, plain_log_axis, save, short, styled
 from equipes.report.tables import read_columns
 
-# Longer lines are drawn as images inside the vector figure, or a long run would make a page of many megabytes.
+# Longer lines are drawn as images inside the vector figure, or a long run would make a page of megabytes.
 _VECTOR_POINTS = 3000
 
 _PANELS = (
@@ -50,11 +50,11 @@ def learning_curves(
     ]
     if x_name is None or not panels:
         raise InputError(
-            f"{os.fspath(metrics_csv)}: no learning curves in it (looked for 'step' and 'train_loss' or a validation "
-            "error); give the metrics.csv of a training"
+            f"{os.fspath(metrics_csv)}: no learning curves in it (looked for 'step' and 'train_loss' or a "
+            "validation error); give the metrics.csv of a training"
         )
     x = columns[x_name]
-    across = min(3, len(panels))
+    across = 2 if len(panels) == 4 else min(3, len(panels))
     down = -(-len(panels) // across)
     figure = new_figure(3.4 * across, 2.5 * down)
     grid = figure.subplots(down, across, squeeze=False).ravel()
@@ -101,10 +101,10 @@ def md_plot(
 ) -> Figure:
     """Energies and temperature of a dynamics run over time.
 
-    Reads the columns `time_fs`, `potential_energy_ev`, `kinetic_energy_ev`, `total_energy_ev` and `temperature_k`.
-    The slope in a title is that of a straight line through the total energy; only in constant-energy dynamics is it
-    a drift. Written to `path` (.png, .svg, .pdf) if given. Raises `InputError` for a log that cannot be read or
-    lacks a column.
+    Reads the columns `time_fs`, `potential_energy_ev`, `kinetic_energy_ev`, `total_energy_ev` and
+    `temperature_k`. The slope in a title is that of a straight line through the total energy; only in
+    constant-energy dynamics is it a drift. Written to `path` (.png, .svg, .pdf) if given. Raises `InputError` for a
+    log that cannot be read or lacks a column.
     """
     names = ("time_fs", "potential_energy_ev", "kinetic_energy_ev", "total_energy_ev", "temperature_k")
     columns = read_columns(csv_path, required=names)

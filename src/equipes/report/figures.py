@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ COLORS = {
 }
 FORMATS = (".png", ".svg", ".pdf")
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9.5,
     "font.family": ["DejaVu Sans"],
     "text.color": INK,

@@ -15,6 +15,10 @@ from equipes.report.figures import COLORS, INK, new_figure, save, short, styled
 
 # quantity: (its unit, unit of its errors)
 UNITS = {"energy": ("eV/atom", "meV/atom"), "forces": ("eV/Å", "meV/Å"), "stress": ("eV/Å³", "meV/Å³")}
+# quantity: the ending of its keys in `error_metrics`
+STEMS = {"energy": "mev_per_atom", "forces": "mev_per_ang", "stress": "mev_per_ang3"}
+# quantity: the key there that counts its labels
+COUNTS = {"energy": "n_energies", "forces": "n_forces", "stress": "n_stresses"}
 
 # From here on single points cannot be told apart and their density is shown.
 _DENSE = 2000
@@ -150,7 +154,7 @@ def group_plot(
     without such labels are left out. Raises `InputError` when none has any.
     """
     unit = UNITS[quantity][1]
-    stem = {"energy": "mev_per_atom", "forces": "mev_per_ang", "stress": "mev_per_ang3"}[quantity]
+    stem = STEMS[quantity]
     known = []
     for name, group in errors.items():
         mae, rmse = group.get(f"{quantity}_mae_{stem}"), group.get(f"{quantity}_rmse_{stem}")

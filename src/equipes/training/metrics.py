@@ -1,0 +1,274 @@
+"""How good a potential is: predictions for frames, and their errors against the labels that the frames have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from equipes.errors import InputError
+from equipes.graph import AtomGraph
+
+if TYPE_CHECKING:
+    from equipes.data import Frame
+    from equipes.models.potential import Potential
+
+# A batch is closed before its atoms and edges together pass this number. Memory goes with the edges: some hundred bytes
+# to some kilobytes for each, layer and channel, so a batch of this size stays below a few gigabytes for usual models.
+_BATCH_EDGES = 20_000
+
+_PER_ATOM, _PER_ANG, _PER_ANG3 = "mev_per_atom", "mev_per_ang", "mev_per_ang3"
+# The name under which frames without a configuration type appear beside those that have one.
+UNNAMED = "(none)"
+
+
+@dataclass(frozen=True, eq=False)
+class FramePrediction:
+    """What a potential says of one frame.
+
+    Attributes:
+        energy: eV, total.
+        forces: `[N, 3]`, eV/Å.
+        stress: `[3, 3]`, eV/Å³, tensile positive; None for a structure without a volume.
+    """
+
+    energy: float
+    forces: np.ndarray | None
+    stress: np.ndarray | None
+
+
+def predict_frames(
+    potential: Potential,
+    frames: Sequence[Frame],
+    *,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[FramePrediction]:
+    """Energy, forces and, where there is a volume, stress of every frame, in the order of the frames.
+
+    Frames are computed in batches of bounded memory, whatever their sizes; graphs live only as long as their batch.
+
+    Args:
+        potential: is evaluated in `eval()` mode and left in the mode it had.
+        frames: labels in them are not looked at.
+        batch_size: at most so many frames at once; None leaves it to the number of edges.
+        device: where to compute (the potential moves there); None: where the potential is.
+        progress: called with the number of frames done and of all frames, after each batch.
+
+    Raises:
+        InputError: no frames; a frame with an element that the potential does not know or with an impossible
+            geometry; a prediction that is not finite; not enough memory. The frame is named.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"the batch size must be at least 1, not {batch_size}")
+    check_species(potential, frames)
+    if device is not None:
+        potential.to(device)
+    place = next((p.device for p in potential.parameters()), torch.device(device or "cpu"))
+    was_training = potential.training
+    potential.eval()
+    predictions: list[FramePrediction] = []
+    try:
+        for batch in _batches(frames, potential.cutoff, batch_size):
+            members = frames[len(predictions) : len(predictions) + len(batch)]
+            predictions.extend(_predict_batch(potential, batch, members, place))
+            if progress is not None:
+                progress(len(predictions), len(frames))
+    finally:
+        potential.train(was_training)
+    return predictions
+
+
+def check_species(potential: Potential, frames: Sequence[Frame]) -> None:
+    """Raises `InputError` without frames, and for the first frame with an element unknown to the potential."""
+    if not frames:
+        raise InputError("there are no frames to predict; give at least one structure")
+    known = set(potential.species)
+    for frame in frames:
+        unknown = sorted(set(frame.atoms.symbols) - known)
+        if unknown:
+            raise InputError(
+                f"{frame.label}: the model does not know {', '.join(unknown)}, only {', '.join(potential.species)}; "
+                "leave such frames out or take a model trained with it"
+            )
+
+
+def _batches(frames: Sequence[Frame], cutoff: float, batch_size: int | None) -> Iterator[list[AtomGraph]]:
+    batch: list[AtomGraph] = []
+    size = 0
+    for frame in frames:
+        try:
+            graph = AtomGraph.from_atoms(frame.atoms, cutoff)
+        except InputError as error:
+            raise InputError(f"{frame.label}: {error}") from error
+        weight = graph.n_atoms + graph.n_edges
+        if batch and (size + weight > _BATCH_EDGES or len(batch) == batch_size):
+            yield batch
+            batch, size = [], 0
+        batch.append(graph)
+        size += weight
+    if batch:
+        yield batch
+
+
+def _predict_batch(
+    potential: Potential, graphs: list[AtomGraph], frames: Sequence[Frame], device: torch.device
+) -> Iterator[FramePrediction]:
+    stress_wanted = any(frame.atoms.cell.rank == 3 for frame in frames)
+    try:
+        result = potential(AtomGraph.batch(graphs).to(device), forces=True, stress=stress_wanted)
+    except torch.OutOfMemoryError as error:
+        first, last = frames[0].label, frames[-1].label
+        remedy = "give a smaller --batch-size" if len(frames) > 1 else "take a larger device or --device cpu"
+        raise InputError(f"{first} to {last} do not fit into the memory of {device}; {remedy}") from error
+    energies, forces = (tensor.detach().cpu().double().numpy() for tensor in (result.energy, result.forces))
+    stresses = None if result.stress is None else result.stress.detach().cpu().double().numpy()
+    start = 0
+    for i, frame in enumerate(frames):
+        stop = start + len(frame.atoms)
+        # The stress of a structure without a volume is NaN.
+        stress = stresses[i] if stresses is not None and np.isfinite(stresses[i]).all() else None
+        prediction = FramePrediction(float(energies[i]), forces[start:stop].copy(), stress)
+        for quantity in ("energy", "forces"):
+            if not np.isfinite(getattr(prediction, quantity)).all():
+                raise InputError(
+                    f"{frame.label}: the model predicts a non-finite {quantity}; look at the structure for atoms that "
+                    "are too close, and at the model for a training that diverged"
+                )
+        yield prediction
+        start = stop
+
+
+def error_metrics(frames: Sequence[Frame], predictions: Sequence[FramePrediction]) -> dict[str, Any]:
+    """Errors of the predictions against the labels; JSON-able, with None (null) where there is no such label.
+
+    Energies are compared per atom (`…_mev_per_atom`, one value a frame) and in total (`…_mev`), forces by every
+    component of every atom, stress by the nine components of the symmetric 3 × 3 tensor. For each there are `mae`,
+    `rmse`, `max` (largest absolute error) and `bias` (mean of predicted minus reference; for energy per atom only),
+    in keys such as `forces_mae_mev_per_ang`. Beside them:
+
+    - `n_frames`, `n_atoms`; `n_energies`, `n_forces` (atoms) and `n_stresses`, the numbers of labels compared;
+    - `baseline`: the same errors of knowing nothing but averages: the energy linear in the composition, fitted to
+      these very labels (for one composition their mean; None where it has as many parameters as frames), forces and
+      stress zero, so that their `rmse` is the root mean square of the labels;
+    - `per_element`: for each element the errors of the forces on its atoms, `n_atoms` and `n_forces`;
+    - `per_config_type`: for each configuration type the errors as above; empty when no frame has one, else frames
+      without are gathered under "(none)".
+
+    Raises:
+        InputError: a label that is not finite (its frame is named), or as many frames as predictions are not there.
+    """
+    if len(frames) != len(predictions):
+        raise InputError(f"{len(frames)} frames but {len(predictions)} predictions; give one for each")
+    for frame in frames:
+        for quantity in ("energy", "forces", "stress"):
+            value = getattr(frame, quantity)
+            if value is not None and not np.isfinite(value).all():
+                raise InputError(
+                    f"{frame.label}: its {quantity} is not finite; correct the label or remove the frame"
+                )
+    pairs = list(zip(frames, predictions, strict=True))
+    metrics = _errors(pairs)
+    metrics["baseline"] = _baseline(pairs)
+    metrics["per_element"] = _per_element(pairs)
+    metrics["per_config_type"] = {}
+    if any(frame.config_type is not None for frame in frames):
+        groups: dict[str, list[tuple[Frame, FramePrediction]]] = {}
+        for pair in pairs:
+            groups.setdefault(pair[0].config_type or UNNAMED, []).append(pair)
+        metrics["per_config_type"] = {name: _errors(groups[name]) for name in sorted(groups)}
+    return metrics
+
+
+def _errors(pairs: Sequence[tuple[Frame, FramePrediction]]) -> dict[str, Any]:
+    energy, per_atom, forces, stress = [], [], [], []
+    n_forces = 0
+    for frame, prediction in pairs:
+        if frame.energy is not None:
+            energy.append(prediction.energy - frame.energy)
+            per_atom.append(energy[-1] / len(frame.atoms))
+        if frame.forces is not None and prediction.forces is not None:
+            forces.append((prediction.forces - frame.forces).ravel())
+            n_forces += len(frame.atoms)
+        if frame.stress is not None and prediction.stress is not None:
+            stress.append((prediction.stress - frame.stress).ravel())
+    total = _statistics("energy", "mev", np.array(energy))
+    del total["energy_bias_mev"]
+    return {
+        "n_frames": len(pairs),
+        "n_atoms": sum(len(frame.atoms) for frame, _ in pairs),
+        "n_energies": len(energy),
+        "n_forces": n_forces,
+        "n_stresses": len(stress),
+        **_statistics("energy", _PER_ATOM, np.array(per_atom)),
+        **total,
+        **_statistics("forces", _PER_ANG, _joined(forces)),
+        **_statistics("stress", _PER_ANG3, _joined(stress)),
+    }
+
+
+def _joined(parts: Iterable[np.ndarray]) -> np.ndarray:
+    parts = list(parts)
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _statistics(quantity: str, unit: str, errors: np.ndarray) -> dict[str, float | None]:
+    """`errors` in eV, results in meV."""
+    names = [f"{quantity}_{name}_{unit}" for name in ("mae", "rmse", "max", "bias")]
+    if errors.size == 0:
+        return dict.fromkeys(names)
+    size = np.abs(errors)
+    values = (size.mean(), np.sqrt(np.mean(errors**2)), size.max(), errors.mean())
+    return {name: 1000.0 * float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _baseline(pairs: Sequence[tuple[Frame, FramePrediction]]) -> dict[str, float | None]:
+    forces = _joined(f.forces.ravel() for f, p in pairs if f.forces is not None and p.forces is not None)
+    stress = _joined(f.stress.ravel() for f, p in pairs if f.stress is not None and p.stress is not None)
+    statistics = {
+        **_statistics("energy", _PER_ATOM, _energies_beyond_composition([frame for frame, _ in pairs])),
+        **_statistics("forces", _PER_ANG, forces),
+        **_statistics("stress", _PER_ANG3, stress),
+    }
+    return {name: value for name, value in statistics.items() if "_mae_" in name or "_rmse_" in name}
+
+
+def _energies_beyond_composition(frames: Sequence[Frame]) -> np.ndarray:
+    """Energies per atom, eV, less their best linear fit in the fractions of the elements; empty if all would fit."""
+    labelled = [frame for frame in frames if frame.energy is not None]
+    if not labelled:
+        return np.empty(0)
+    elements = sorted({number for frame in labelled for number in frame.atoms.numbers})
+    fractions = np.array([[np.mean(frame.atoms.numbers == z) for z in elements] for frame in labelled])
+    energies = np.array([frame.energy for frame in labelled]) / [len(frame.atoms) for frame in labelled]
+    # Fractions sum to one, so a common shift is among the fits; taking the mean off first keeps the digits.
+    energies = energies - energies.mean()
+    solution, _, rank, _ = np.linalg.lstsq(fractions, energies, rcond=1e-10)
+    if rank >= len(labelled):
+        return np.empty(0)
+    return energies - fractions @ solution
+
+
+def _per_element(pairs: Sequence[tuple[Frame, FramePrediction]]) -> dict[str, dict[str, Any]]:
+    errors: dict[str, list[np.ndarray]] = {}
+    counts: dict[str, int] = {}
+    for frame, prediction in pairs:
+        symbols = np.array(frame.atoms.get_chemical_symbols())
+        for symbol in map(str, np.unique(symbols)):
+            mine = symbols == symbol
+            counts[symbol] = counts.get(symbol, 0) + int(mine.sum())
+            parts = errors.setdefault(symbol, [])
+            if frame.forces is not None and prediction.forces is not None:
+                parts.append((prediction.forces - frame.forces)[mine].ravel())
+    return {
+        symbol: {
+            "n_atoms": counts[symbol],
+            "n_forces": sum(part.size for part in errors[symbol]) // 3,
+            **_statistics("forces", _PER_ANG, _joined(errors[symbol])),
+        }
+        for symbol in sorted(counts)
+    }
