@@ -1,0 +1,382 @@
+"""`equipes relax`, `md` and `eos`: simulations with a trained potential."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
+
+if TYPE_CHECKING:
+    import ase
+    from rich.progress import Progress
+
+    from equipes.simulate.records import Row
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
+StructurePath = Annotated[
+    Path, typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads: extended XYZ, CIF, POSCAR, …")
+]
+FrameNumber = Annotated[int, typer.Option("--frame", help="Which structure of the file; -1 is the last.")]
+Device = Annotated[str, typer.Option("--device", help="Where the network runs: cpu, cuda, …")]
+
+
+class Precision(StrEnum):
+    """Number type of the network."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class EnsembleName(StrEnum):
+    """Ensembles of molecular dynamics."""
+
+    nve = "nve"
+    nvt = "nvt"
+    npt = "npt"
+
+
+class OptimizerName(StrEnum):
+    """Optimisers of a relaxation."""
+
+    fire = "fire"
+    lbfgs = "lbfgs"
+    bfgs = "bfgs"
+
+
+Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the network.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(relax)
+    app.command()(md)
+    app.command()(eos)
+
+
+def relax(
+    model: ModelPath,
+    structure: StructurePath,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The relaxed structure [default: NAME_relaxed.extxyz].")
+    ] = None,
+    cell: Annotated[
+        bool | None,
+        typer.Option("--cell/--no-cell", help="Relax the cell too [default: if periodic in all directions]."),
+    ] = None,
+    pressure: Annotated[float, typer.Option(help="Pressure on the cell, GPa.")] = 0.0,
+    fmax: Annotated[float, typer.Option(help="Stop when all forces are smaller, eV/Å.")] = 0.01,
+    smax: Annotated[float, typer.Option(help="… and stress + pressure too, GPa.")] = 0.05,
+    steps: Annotated[int, typer.Option(help="Give up after so many steps.")] = 1000,
+    symmetry: Annotated[bool, typer.Option("--symmetry", help="Keep the space group (spglib).")] = False,
+    optimizer: Annotated[OptimizerName, typer.Option(help="lbfgs is often faster.")] = OptimizerName.fire,
+    trajectory: Annotated[
+        Path | None, typer.Option(help="Write every step: *.extxyz, *.traj, … (what ASE writes).")
+    ] = None,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Relax a structure, with its cell where it is a crystal. Exit status 1 if it does not converge."""
+    from ase.io import write
+
+    from equipes.files import atomic_write, refuse_overwrite
+    from equipes.simulate import relax as relax_atoms
+    from equipes.simulate.relax import relaxes_cell
+
+    check_json_path(json, overwrite=overwrite)
+    out = refuse_overwrite(out or Path(f"{structure.stem}_relaxed.extxyz"), overwrite=overwrite)
+    if trajectory is not None:
+        refuse_overwrite(trajectory, overwrite=overwrite)
+    atoms, calculator = _start(model, structure, frame, device, dtype)
+    quiet = json == STDOUT
+    with_cell = relaxes_cell(atoms) if cell is None else cell
+    if not quiet:
+        typer.echo(
+            f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {_about_cell(atoms, cell, pressure)}"
+        )
+    images: list[ase.Atoms] = []
+    with _progress() as progress, _stopping():
+        task = progress.add_task("relaxing", total=None)
+
+        def follow(step: int, moving: ase.Atoms, force: float, stress: float | None) -> None:
+            pressed = "" if stress is None else f", stress {stress:.3g} GPa off"
+            progress.update(task, completed=step, description=f"step {step}: force {force:.3g} eV/Å{pressed}")
+            if trajectory is not None:
+                from equipes.simulate.records import snapshot
+
+                images.append(snapshot(moving, step=step))
+
+        result = relax_atoms(
+            atoms,
+            calculator,
+            cell=with_cell,
+            pressure=pressure,
+            fmax=fmax,
+            smax=smax,
+            steps=steps,
+            symmetry=symmetry,
+            optimizer=optimizer.value,
+            on_step=follow,
+        )
+    with atomic_write(out, overwrite=overwrite) as temporary:
+        write(temporary, result.atoms)
+    if trajectory is not None:
+        with atomic_write(trajectory, overwrite=overwrite) as temporary:
+            write(temporary, images)
+    summary = {
+        "model": str(model),
+        "structure": str(structure),
+        "frame": frame,
+        "out": str(out),
+        **result.summary(),
+    }
+    print_table(_relax_lines(summary), quiet=quiet)
+    write_json(summary, json, overwrite=overwrite)
+    if not result.converged:
+        reached = f"largest force {result.max_force_ev_per_ang:.3g} eV/Å (limit {fmax:g})"
+        if result.max_stress_deviation_gpa is not None:
+            reached += f", stress {result.max_stress_deviation_gpa:.3g} GPa off (limit {smax:g})"
+        remedy = "give more --steps, or --optimizer lbfgs"
+        typer.echo(f"Error: not converged after {result.steps} steps: {reached}; {remedy}", err=True)
+        raise typer.Exit(1)
+
+
+def md(
+    model: ModelPath,
+    structure: StructurePath,
+    out: Annotated[Path, typer.Option("--out", help="Directory for trajectory, table, plot and checkpoint.")],
+    ensemble: Annotated[EnsembleName, typer.Option(help="What is kept constant.")],
+    steps: Annotated[int, typer.Option(help="Length of the whole run.")],
+    temperature: Annotated[float | None, typer.Option(help="K; in nve that of the first velocities.")] = None,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
+    pressure: Annotated[float, typer.Option(help="GPa, in npt.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
+    interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10,
+    keep_velocities: Annotated[
+        bool, typer.Option("--keep-velocities", help="Start with the velocities of the structure.")
+    ] = False,
+    flexible_cell: Annotated[
+        bool, typer.Option("--flexible-cell", help="npt: let the shape of the cell change too.")
+    ] = False,
+    thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
+    barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Molecular dynamics at constant energy (nve), temperature (nvt), or temperature and pressure (npt)."""
+    from equipes.report import md_plot
+    from equipes.simulate import MDSettings, records, run_md
+
+    check_json_path(json, overwrite=overwrite)
+    atoms, calculator = _start(model, structure, frame, device, dtype)
+    settings = MDSettings(
+        ensemble=ensemble.value,
+        steps=steps,
+        timestep=timestep,
+        temperature=temperature,
+        pressure=pressure,
+        seed=seed,
+        interval=interval,
+        keep_velocities=keep_velocities,
+        flexible_cell=flexible_cell,
+        thermostat_time=thermostat_time,
+        barostat_time=barostat_time,
+    )
+    quiet = json == STDOUT
+    with _progress() as progress, _stopping():
+        task = progress.add_task("preparing", total=max(steps, 1))
+        first: tuple[int, float] | None = None
+
+        def follow(step: int, row: Row) -> None:
+            nonlocal first
+            now = time.monotonic()
+            if first is None:
+                first = (step, now)
+            per_second = (step - first[0]) / (now - first[1]) if now > first[1] else 0.0
+            speed = f"{per_second:.4g} steps/s, {per_second * timestep * 86400e-6:.3g} ns/day"
+            progress.update(task, completed=step, description=f"{row.temperature_k:.0f} K, {speed}")
+
+        result = run_md(
+            atoms,
+            calculator,
+            settings,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            potential=_fingerprint(model, dtype),
+            on_step=follow,
+        )
+    md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
+    print_table(_md_lines(result.summary, out), quiet=quiet)
+    write_json(result.summary, json, overwrite=overwrite)
+    if result.interrupted:
+        done = result.summary["steps"]
+        typer.echo(
+            f"Stopped after step {done} of {steps}; the same command with --resume continues.", err=True
+        )
+        raise typer.Exit(130)
+
+
+def eos(
+    model: ModelPath,
+    structure: StructurePath,
+    volume_range: Annotated[
+        float, typer.Option("--range", help="Fraction of the volume to either side.")
+    ] = 0.08,
+    points: Annotated[int, typer.Option(help="Number of volumes.")] = 11,
+    relax_positions: Annotated[
+        bool, typer.Option("--relax/--no-relax", help="Relax the atoms at every volume.")
+    ] = True,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curve: *.png, *.svg, *.pdf.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the structure at the best volume.")] = None,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Lattice constant and bulk modulus of a crystal, from its energy over the volume (Birch-Murnaghan)."""
+    from ase.io import write
+
+    from equipes.files import atomic_write, refuse_overwrite
+    from equipes.simulate import equation_of_state
+
+    check_json_path(json, overwrite=overwrite)
+    for path in (plot, out):
+        if path is not None:
+            refuse_overwrite(path, overwrite=overwrite)
+    atoms, calculator = _start(model, structure, frame, device, dtype)
+    with _progress() as progress, _stopping():
+        task = progress.add_task("calculating", total=None)
+
+        def follow(volume: float, energy: float) -> None:
+            progress.update(task, description=f"{volume:.2f} Å³: {energy:.4f} eV", advance=1)
+
+        result = equation_of_state(
+            atoms,
+            calculator,
+            volume_range=volume_range,
+            points=points,
+            relax_positions=relax_positions,
+            on_point=follow,
+        )
+    if out is not None:
+        with atomic_write(out, overwrite=overwrite) as temporary:
+            write(temporary, result.atoms)
+    if plot is not None:
+        from equipes.report.equation_of_state import equation_of_state_plot
+
+        equation_of_state_plot(result, plot, overwrite=overwrite)
+    summary = {"model": str(model), "structure": str(structure), "frame": frame, **result.summary()}
+    print_table(_eos_lines(summary, plot, out), quiet=json == STDOUT)
+    write_json(summary, json, overwrite=overwrite)
+
+
+def _start(model: Path, structure: Path, frame: int, device: str, dtype: Precision) -> tuple[ase.Atoms, Any]:
+    from equipes.calculators import Calculator
+    from equipes.simulate.structures import read_structure
+
+    return read_structure(structure, frame), Calculator(model, device=device, dtype=dtype.value)
+
+
+def _fingerprint(model: Path, dtype: Precision) -> str:
+    """Tells one model from another in a checkpoint, wherever its file lies."""
+    return f"sha256:{hashlib.sha256(model.read_bytes()).hexdigest()[:16]} in {dtype.value}"
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """A simulation that cannot go on becomes one sentence and exit status 1."""
+    from equipes.simulate import SimulationError
+
+    try:
+        yield
+    except SimulationError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A line on stderr that moves, and leaves when the work is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as progress:
+        yield progress
+
+
+def _about_cell(atoms: ase.Atoms, wanted: bool | None, pressure: float) -> str:
+    from equipes.simulate.relax import relaxes_cell
+
+    if relaxes_cell(atoms) if wanted is None else wanted:
+        return f"Atoms and cell relax, at {pressure:g} GPa; --no-cell holds the cell."
+    if relaxes_cell(atoms):
+        return "Only the atoms relax; the cell is held."
+    return "Only the atoms relax: the structure is not periodic in all directions."
+
+
+def _relax_lines(summary: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    yield "converged", f"{'yes' if summary['converged'] else 'no'}, after {summary['steps']} steps"
+    before, after = summary["energy_before_ev"], summary["energy_ev"]
+    change = 1000 * (after - before) / summary["n_atoms"]
+    yield "energy", f"{after:.6f} eV ({change:+.3f} meV/atom)"
+    yield "largest force", f"{summary['max_force_ev_per_ang']:.4g} eV/Å"
+    if summary["cell_relaxed"]:
+        yield "stress off by", f"{summary['max_stress_deviation_gpa']:.3g} GPa, at most"
+        ratio = summary["volume_ang3"] / summary["volume_before_ang3"] - 1
+        yield "volume", f"{summary['volume_ang3']:.4f} Å³ ({100 * ratio:+.3f} %)"
+        yield "cell", " ".join(f"{value:.4f}" for value in summary["cell"]) + " (Å, °)"
+    if summary["spacegroup"] is not None:
+        yield "space group", f"{summary['spacegroup_before']} → {summary['spacegroup']}"
+    yield "written", summary["out"]
+
+
+def _md_lines(summary: dict[str, Any], out: Path) -> Iterator[tuple[str, object]]:
+    yield "steps", f"{summary['steps']} ({summary['time_fs'] / 1000:.4g} ps)"
+    if summary["steps_per_second"] is not None:
+        nanoseconds = summary["steps_per_second"] * summary["settings"]["timestep"] * 86400e-6
+        yield "speed", f"{summary['steps_per_second']:.4g} steps/s, {nanoseconds:.3g} ns/day"
+    start = f"from {summary['means_from_fs'] / 1000:.4g} ps on"
+    for name, label, unit in (
+        ("temperature_k", "mean temperature", "K"),
+        ("pressure_gpa", "mean pressure", "GPa"),
+        ("volume_ang3", "mean volume", "Å³"),
+    ):
+        mean, error = summary.get(f"mean_{name}"), summary.get(f"mean_{name}_error")
+        if mean is not None:
+            yield label, f"{mean:.6g}{'' if error is None else f' ± {error:.2g}'} {unit}, {start}"
+    if summary["energy_drift_mev_per_atom_per_ps"] is not None:
+        yield "energy drift", f"{summary['energy_drift_mev_per_atom_per_ps']:+.4g} meV/atom/ps"
+    yield "written", f"{out}: trajectory.extxyz md.csv md.json md.png final.extxyz"
+
+
+def _eos_lines(summary: dict[str, Any], plot: Path | None, out: Path | None) -> Iterator[tuple[str, object]]:
+    constants = (
+        f"{name} = {value:.4f} Å" if len(name) == 1 else f"{name} = {value:.2f}°"
+        for name, value in summary["lattice_constants"].items()
+    )
+    yield "lattice", f"{summary['lattice']} {', '.join(constants)}"
+    yield "volume", f"{summary['volume_ang3'] / summary['n_atoms']:.4f} Å³/atom"
+    yield "energy", f"{summary['energy_ev'] / summary['n_atoms']:.6f} eV/atom"
+    yield "bulk modulus", f"{summary['bulk_modulus_gpa']:.2f} GPa"
+    yield "its derivative B'", f"{summary['bulk_modulus_derivative']:.2f}"
+    yield "fit", f"{summary['fit_rms_mev_per_atom']:.3g} meV/atom off, root mean square"
+    for path in (plot, out):
+        if path is not None:
+            yield "written", path
