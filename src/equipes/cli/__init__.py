@@ -16,6 +16,7 @@ from typing import Annotated, cast
 import typer
 
 import equipes
+from equipes.cli import train
 from equipes.errors import InputError
 
 USAGE_STATUS = 2
@@ -24,13 +25,15 @@ INTERRUPTED_STATUS = 130
 # Typer carries its own click; the base class of its public BadParameter is what any wrong usage raises.
 _UsageError = typer.BadParameter.__bases__[0]
 
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     name="equipes",
     help="Learn interatomic potentials from quantum-mechanical data, and run them.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_CONTEXT,
 )
 
 
@@ -110,3 +113,10 @@ def _users_mistake(error: Exception) -> str | None:
 def main() -> None:
     """The command `equipes`."""
     sys.exit(run(app, sys.argv[1:], "equipes"))
+
+
+def nequip_train() -> None:
+    """The command `nequip-train`."""
+    application = typer.Typer(add_completion=False, context_settings=_CONTEXT)
+    application.command()(train.nequip_train)
+    sys.exit(run(application, sys.argv[1:], "nequip-train"))
