@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from equipes.errors import InputError
 from equipes.report.figures import COLORS, INK, new_figure, plain_log_axis, save, short, styled
-from equipes.report.tables import read_columns
+from equipes.report.logs import read_columns
 
 # Longer lines are drawn as images inside the vector figure, or a long run would make a page of megabytes.
 _VECTOR_POINTS = 3000

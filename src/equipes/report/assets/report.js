@@ -128,9 +128,11 @@
         viewer.addArrow({ start: point(start), end: point(end), radius: 0.06, radiusRatio: 2.2, mid: 0.75, color: dark() ? "#ff8a5c" : "#c8371d" });
       });
     }
-    if (recentre) viewer.zoomTo();
+    if (recentre) {
+      viewer.zoomTo();
+      viewer.zoom(structure.cell || structure.symbols.length > 40 ? 0.95 : 1.4);
+    }
     viewer.render();
-    if (recentre) viewer.zoom(0.9);
   }
 
   function sceneState() {
@@ -162,7 +164,12 @@
     element("rank").addEventListener("change", fillList);
     paintBackground();
     fillList();
-    if (viewer) page.dataset.scene = sceneState();
+    if (viewer) {
+      // Askew, so that crystals do not hide their rows of atoms behind one another.
+      viewer.rotate(12, "x");
+      viewer.rotate(24, "y");
+      page.dataset.scene = sceneState();
+    }
   }
 
   if (data.structures.length) startViewer();

@@ -1,0 +1,357 @@
+"""`equipes evaluate` and `equipes predict`: a model's errors on labelled data, and its word on any structures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
+from equipes.errors import InputError
+from equipes.files import refuse_overwrite
+
+if TYPE_CHECKING:
+    from equipes.data import Frame, LabelKeys, Units
+    from equipes.models import Potential
+    from equipes.training.metrics import FramePrediction
+
+
+class DType(StrEnum):
+    """Number types of the network."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
+UnitsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--units",
+        metavar="ENERGY,LENGTH",
+        help="Units of the data, such as kcal/mol,Ang; npz files need them. "
+        "By name: energy=…,length=…,forces=…,stress=…",
+    ),
+]
+KeysOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keys",
+        metavar="LABEL=KEY",
+        help="Names of labels in the data, such as energy=REF_energy,forces=REF_forces "
+        "(labels: energy, forces, stress, config_type).",
+    ),
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Frames at once, at most; by default by their size.")
+]
+Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1 …")]
+DTypeOption = Annotated[
+    DType | None, typer.Option("--dtype", help="Number type; by default the model's own.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(evaluate)
+    app.command()(predict)
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="Labelled frames: files ASE reads, npz.")
+    ],
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="PATH.html", help="Write a self-contained HTML report.")
+    ] = None,
+    json: JsonPath = None,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", metavar="DIR", help="Write the plots as separate files too.")
+    ] = None,
+    plot_format: Annotated[str, typer.Option("--plot-format", help="png, svg or pdf.")] = "png",
+    units: UnitsOption = None,
+    keys: KeysOption = None,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(
+            "--metrics", metavar="CSV", help="Learning curves to report; default: metrics.csv beside MODEL."
+        ),
+    ] = None,
+    md: Annotated[
+        Path | None,
+        typer.Option("--md", metavar="DIR", help="A dynamics run (its directory or md.csv) to report."),
+    ] = None,
+    worst: Annotated[
+        int, typer.Option("--worst", min=1, help="Worst structures to show in the report.")
+    ] = 10,
+    batch_size: BatchSize = None,
+    device: Device = "cpu",
+    dtype: DTypeOption = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare a model with labelled data: errors of energy, forces and stress, in all and by kind."""
+    check_json_path(json, overwrite=overwrite)
+    if report is not None:
+        refuse_overwrite(report, overwrite=overwrite)
+    curves, dynamics = _training_log(model, metrics), _dynamics_log(md)
+    label_keys, declared = parse_keys(keys), parse_units(units)
+
+    import equipes
+    from equipes.report import write_plots, write_report
+    from equipes.training.metrics import check_species, error_metrics
+    from equipes.training.suspicions import suspicions
+
+    potential = equipes.load(model, device=check_device(device), dtype=dtype)
+    frames = _read(data, label_keys, declared, potential)
+    check_species(potential, frames)
+    if all(frame.energy is None and frame.forces is None and frame.stress is None for frame in frames):
+        raise InputError(
+            f"{', '.join(data)}: no energies, forces or stresses to compare with; name them with --keys, or use "
+            "`equipes predict` for structures without labels"
+        )
+    predictions = _predict(potential, frames, batch_size)
+    errors = error_metrics(frames, predictions)
+    warnings = suspicions(frames, predictions)
+    numbers = {
+        "model": str(model),
+        "data": list(data),
+        "dtype": str(potential.dtype).removeprefix("torch."),
+        **errors,
+    }
+    write_json({**numbers, "warnings": warnings}, json, overwrite=overwrite)
+    if json != STDOUT:
+        _print_errors(errors, f"{model} on {', '.join(data)}")
+    for sentence in warnings:
+        typer.echo(f"Warning: {sentence}", err=True)
+    common: dict[str, Any] = {
+        "metrics": errors,
+        "metrics_csv": curves,
+        "md_csv": dynamics,
+        "overwrite": overwrite,
+    }
+    if report is not None:
+        write_report(
+            report,
+            frames,
+            predictions,
+            model=potential.summary(),
+            title=_name(model),
+            subtitle=f"{errors['n_frames']} frames, {errors['n_atoms']} atoms of {', '.join(data)}",
+            warnings=warnings,
+            worst=worst,
+            **common,
+        )
+        _say(f"report: {report}", json)
+    if plots is not None:
+        written = write_plots(plots, frames, predictions, suffix=f".{plot_format.lstrip('.')}", **common)
+        _say(f"plots: {len(written)} files in {plots}", json)
+
+
+def predict(
+    model: Model,
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="Structures: any file ASE reads; labels are not needed.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="*.xyz or *.extxyz (extended XYZ), *.db, *.traj or *.json.")
+    ],
+    units: UnitsOption = None,
+    batch_size: BatchSize = None,
+    device: Device = "cpu",
+    dtype: DTypeOption = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write structures with the energy, forces and (where there is a volume) stress that a model predicts."""
+    refuse_overwrite(target, overwrite=overwrite)
+    declared = parse_units(units)
+
+    from dataclasses import replace
+
+    import equipes
+    from equipes.data import LabelKeys, write_frames
+
+    potential = equipes.load(model, device=check_device(device), dtype=dtype)
+    frames = _read([source], LabelKeys(), declared, potential)
+    predictions = _predict(potential, frames, batch_size)
+    labelled = [
+        replace(frame, energy=prediction.energy, forces=prediction.forces, stress=prediction.stress)
+        for frame, prediction in zip(frames, predictions, strict=True)
+    ]
+    write_frames(labelled, target, overwrite=overwrite)
+    _say(f"{len(labelled)} structures with energy, forces and stress: {target}", None)
+
+
+def parse_units(text: str | None) -> Units | None:
+    """`kcal/mol,Ang` or `energy=kcal/mol,length=Ang,stress=-kbar` as `Units`; None stays None."""
+    if text is None:
+        return None
+    from equipes.data import Units
+
+    names = ("energy", "length", "forces", "stress")
+    given: dict[str, str] = {}
+    for position, part in enumerate(text.split(",")):
+        name, equals, unit = part.partition("=")
+        name, unit = (name.strip(), unit.strip()) if equals else (names[min(position, 3)], part.strip())
+        if name not in names or name in given or not unit or (not equals and position > 1):
+            raise InputError(
+                f"--units {text}: cannot read '{part}'; write ENERGY,LENGTH such as kcal/mol,Ang, or "
+                "energy=…,length=…,forces=…,stress=…"
+            )
+        given[name] = unit
+    with _naming_options():
+        return Units(**given)
+
+
+def parse_keys(texts: Sequence[str] | None) -> LabelKeys:
+    """`energy=REF_energy,forces=REF_forces`, in one or several texts, as `LabelKeys`."""
+    from equipes.data import LabelKeys
+
+    given: dict[str, str] = {}
+    for text in texts or ():
+        for part in text.split(","):
+            label, equals, key = (piece.strip() for piece in part.partition("="))
+            if (
+                not equals
+                or not key
+                or label not in ("energy", "forces", "stress", "config_type")
+                or label in given
+            ):
+                raise InputError(
+                    f"--keys {text}: cannot read '{part}'; write energy=KEY, forces=KEY, stress=KEY or config_type=KEY, "
+                    "each once"
+                )
+            given[label] = key
+    return LabelKeys(**given)
+
+
+def check_device(name: str) -> str:
+    """`name`, if there is such a device; raises `InputError` otherwise."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"--device {name}: there is no such device here; use cpu, or cuda where there is one"
+        ) from error
+    return name
+
+
+@contextmanager
+def _naming_options() -> Iterator[None]:
+    """Sentences about the config's fields, told in the words of this command's options."""
+    try:
+        yield
+    except InputError as error:
+        text = re.sub(r"data\.keys\.(\w+)", r"--keys \1=…", str(error))
+        text = re.sub(r"\{energy: (\S+), length: (\S+)\}", r"\1,\2", text)
+        raise InputError(re.sub(r"data\.units(\.\w+)?", "--units", text)) from error
+
+
+def _read(data: Sequence[str], keys: LabelKeys, units: Units | None, potential: Potential) -> list[Frame]:
+    from equipes.data import read_frames
+
+    with _naming_options():
+        try:
+            return read_frames(data, keys=keys, units=units)
+        except InputError as error:
+            trained = _units_of_training(potential.provenance)
+            if units is None and trained is not None and "data.units" in str(error):
+                raise InputError(
+                    f"{error} (the model's own training data were declared as {trained})"
+                ) from error
+            raise
+
+
+def _units_of_training(provenance: Mapping[str, Any]) -> str | None:
+    value: Any = provenance
+    for key in ("config", "data", "units"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping):
+        return None
+    return ",".join(f"{name}={unit}" for name, unit in value.items() if unit is not None) or None
+
+
+def _predict(potential: Potential, frames: Sequence[Frame], batch_size: int | None) -> list[FramePrediction]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from equipes.training.metrics import predict_frames
+
+    columns = (TextColumn("frames"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("frames", total=len(frames))
+        return predict_frames(
+            potential,
+            frames,
+            batch_size=batch_size,
+            progress=lambda done, _: bar.update(task, completed=done),
+        )
+
+
+def _training_log(model: Path, given: Path | None) -> Path | None:
+    if given is not None:
+        if not given.is_file():
+            raise InputError(f"--metrics {given}: no such file; give the metrics.csv of a training")
+        return given
+    beside = model.parent / "metrics.csv"
+    return beside if beside.is_file() else None
+
+
+def _dynamics_log(given: Path | None) -> Path | None:
+    if given is None:
+        return None
+    log = given / "md.csv" if given.is_dir() else given
+    if not log.is_file():
+        raise InputError(f"--md {given}: no md.csv there; give the directory that `equipes md` wrote")
+    return log
+
+
+def _name(model: Path) -> str:
+    # Every training calls its model model.safetensors; the directory tells them apart.
+    return f"{model.parent.name}/{model.name}" if model.parent.name else model.name
+
+
+def _say(line: str, json: Path | None) -> None:
+    typer.echo(line, err=json == STDOUT)
+
+
+def _print_errors(errors: Mapping[str, Any], title: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from equipes.report.tables import group_rows, labelled, summary_rows
+
+    console = Console()
+    console.print(
+        f"{title}: {errors['n_frames']} frames, {errors['n_atoms']} atoms", highlight=False, markup=False
+    )
+    _print_table(console, *summary_rows(errors), first="")
+    if errors["n_forces"]:
+        _print_table(console, *group_rows(errors["per_element"], ("forces",)), first="element")
+    if errors["per_config_type"]:
+        rows = group_rows(errors["per_config_type"], labelled(errors))
+        _print_table(console, *rows, first="configuration type")
+
+
+def _print_table(
+    console: Any, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, first: str
+) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, cells in rows:
+        table.add_row(Text(name), *cells)
+    console.print()
+    console.print(table)
