@@ -14,6 +14,7 @@ from equipes.data.statistics import (
     forces_rms,
     mean_neighbors,
 )
+from equipes.data.summary import describe
 from equipes.data.units import Units
 from equipes.data.writers import labelled_atoms, write_frames
 
@@ -27,6 +28,7 @@ __all__ = [
     "Units",
     "WorkRatio",
     "check_frames",
+    "describe",
     "elements",
     "fit_reference_energies",
     "forces_rms",

@@ -175,5 +175,6 @@ def _stress(found: _Found, atoms: ase.Atoms, label: str, units: Units) -> np.nda
         raise InputError(f"{label}: {found.key!r} is not a symmetric tensor; correct it or name another key")
     value = 0.5 * (value + value.T)
     if is_virial(found.key):
-        return -value * units.to_ev / volume
+        sign = np.sign(units.to_ev_per_angstrom3)
+        return -sign * value * units.to_ev / volume
     return value * units.to_ev_per_angstrom3

@@ -45,10 +45,17 @@ class KeysConfig(Section):
 
 
 class UnitsConfig(Section):
-    """Units of the labels in `.npz` files, which carry none themselves."""
+    """Units of positions and labels: for `.npz` files, which carry none, and others that are not in eV and Å."""
 
-    energy: str = Field(default="eV", description="eV, meV, kcal/mol, kJ/mol or Ha")
+    energy: str = Field(default="eV", description="eV, meV, kcal/mol, kJ/mol, Ha or Ry")
     length: str = Field(default="Ang", description="Ang, Bohr or nm")
+    forces: str | None = Field(
+        default=None, description="where not energy/length: such as Ha/Bohr; a leading minus for gradients"
+    )
+    stress: str | None = Field(
+        default=None,
+        description="where not energy/length^3: GPa, kbar, …; a leading minus where compression is positive",
+    )
 
 
 class DataConfig(Section):
