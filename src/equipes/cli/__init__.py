@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, cast
 
 import typer
 
 import equipes
-from equipes.cli import train
+from equipes.cli import data, evaluate, model, simulate, train
 from equipes.errors import InputError
 
 USAGE_STATUS = 2
@@ -63,9 +61,8 @@ def _root(
         typer.echo(context.get_help())
 
 
-for name in ("train", "evaluate", "simulate", "data", "model"):
-    if find_spec(f"equipes.cli.{name}") is not None:
-        import_module(f"equipes.cli.{name}").register(app)
+for module in (train, evaluate, simulate, data, model):
+    module.register(app)
 
 
 def run(application: typer.Typer, arguments: Sequence[str], program: str) -> int:
