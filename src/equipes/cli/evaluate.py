@@ -223,8 +223,8 @@ def parse_keys(texts: Sequence[str] | None) -> LabelKeys:
                 or label in given
             ):
                 raise InputError(
-                    f"--keys {text}: cannot read '{part}'; write energy=KEY, forces=KEY, stress=KEY or config_type=KEY, "
-                    "each once"
+                    f"--keys {text}: cannot read '{part}'; write energy=KEY, forces=KEY, stress=KEY or "
+                    "config_type=KEY, each once"
                 )
             given[label] = key
     return LabelKeys(**given)
@@ -330,10 +330,12 @@ def _print_errors(errors: Mapping[str, Any], title: str) -> None:
     from equipes.report.tables import group_rows, labelled, summary_rows
 
     console = Console()
-    console.print(
-        f"{title}: {errors['n_frames']} frames, {errors['n_atoms']} atoms", highlight=False, markup=False
-    )
+    counts = f"{errors['n_frames']} frames, {errors['n_atoms']} atoms"
+    console.print(Text(f"{title}: {counts}", style="bold"), soft_wrap=True)
     _print_table(console, *summary_rows(errors), first="")
+    console.print(
+        "baseline: energy by composition alone, zero forces and stress", style="dim", highlight=False
+    )
     if errors["n_forces"]:
         _print_table(console, *group_rows(errors["per_element"], ("forces",)), first="element")
     if errors["per_config_type"]:

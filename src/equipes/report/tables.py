@@ -49,4 +49,6 @@ def group_rows(groups: Mapping[str, Any], quantities: Sequence[str]) -> tuple[li
 def _cell(value: float | int | None) -> str:
     if value is None:
         return "–"
-    return str(value) if isinstance(value, int) else short(value)
+    if isinstance(value, int):
+        return str(value)
+    return "0" if abs(value) < 5e-5 else short(value)  # a mean error of -6e-8 is round-off
