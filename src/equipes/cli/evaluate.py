@@ -28,6 +28,14 @@ class DType(StrEnum):
     float64 = "float64"
 
 
+class PlotFormat(StrEnum):
+    """Formats of separate plots."""
+
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
 UnitsOption = Annotated[
     str | None,
@@ -74,7 +82,9 @@ def evaluate(
     plots: Annotated[
         Path | None, typer.Option("--plots", metavar="DIR", help="Write the plots as separate files too.")
     ] = None,
-    plot_format: Annotated[str, typer.Option("--plot-format", help="png, svg or pdf.")] = "png",
+    plot_format: Annotated[
+        PlotFormat, typer.Option("--plot-format", help="Format of the plots.")
+    ] = PlotFormat.png,
     units: UnitsOption = None,
     keys: KeysOption = None,
     metrics: Annotated[
@@ -98,7 +108,15 @@ def evaluate(
     """Compare a model with labelled data: errors of energy, forces and stress, in all and by kind."""
     check_json_path(json, overwrite=overwrite)
     if report is not None:
-        refuse_overwrite(report, overwrite=overwrite)
+        _check_target(report, overwrite=overwrite)
+    if (
+        plots is not None
+        and plots.exists()
+        and not (plots.is_dir() and (overwrite or not any(plots.iterdir())))
+    ):
+        raise InputError(
+            f"{plots} exists and is not an empty directory; give another name, or --overwrite for a directory"
+        )
     curves, dynamics = _training_log(model, metrics), _dynamics_log(md)
     label_keys, declared = parse_keys(keys), parse_units(units)
 
@@ -149,7 +167,7 @@ def evaluate(
         )
         _say(f"report: {report}", json)
     if plots is not None:
-        written = write_plots(plots, frames, predictions, suffix=f".{plot_format.lstrip('.')}", **common)
+        written = write_plots(plots, frames, predictions, suffix=f".{plot_format}", **common)
         _say(f"plots: {len(written)} files in {plots}", json)
 
 
@@ -168,13 +186,18 @@ def predict(
     overwrite: Overwrite = False,
 ) -> None:
     """Write structures with the energy, forces and (where there is a volume) stress that a model predicts."""
-    refuse_overwrite(target, overwrite=overwrite)
+    _check_target(target, overwrite=overwrite)
     declared = parse_units(units)
 
     from dataclasses import replace
 
     import equipes
     from equipes.data import LabelKeys, write_frames
+    from equipes.data.writers import BY_ASE, EXTENDED_XYZ
+
+    if target.suffix.lower() not in EXTENDED_XYZ + BY_ASE:
+        formats = ", ".join(EXTENDED_XYZ + BY_ASE)
+        raise InputError(f"cannot write {target}: unknown format {target.suffix!r}; use one of {formats}")
 
     potential = equipes.load(model, device=check_device(device), dtype=dtype)
     frames = _read([source], LabelKeys(), declared, potential)
@@ -241,6 +264,13 @@ def check_device(name: str) -> str:
             f"--device {name}: there is no such device here; use cpu, or cuda where there is one"
         ) from error
     return name
+
+
+def _check_target(path: Path, *, overwrite: bool) -> None:
+    """Complain about a place that cannot be written before the work is done, not after."""
+    refuse_overwrite(path, overwrite=overwrite)
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the directory {path.parent} does not exist; create it first")
 
 
 @contextmanager
