@@ -201,8 +201,8 @@ def _nearest(word: str, section: Sequence[str]) -> str:
 
     best = max(known, key=likeness)
     if likeness(best)[0] < 0.6:
-        siblings = [last[key] for key in known if key.rsplit(".", 1)[0] == ".".join(section) or not section]
-        siblings = siblings if section else list(SECTIONS)
+        parent = ".".join(section)
+        siblings = [last[key] for key in known if key.rpartition(".")[0] == parent]
         return f"; known here: {', '.join(siblings)}"
     return f"; did you mean {best}?"
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from equipes.training.config import TrainConfig
 
-PEAK_LEARNING_RATE = {"adamw": 0.01, "soap": 0.01, "muon": 0.01}
+PEAK_LEARNING_RATE = {"adamw": 0.01, "soap": 0.01, "muon": 0.02}
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
@@ -58,37 +58,51 @@ def _muon(groups: list[dict[str, Any]], peak: float) -> Optimizer:
 class MuonWithAdamW(Optimizer):
     """Muon (Jordan et al. 2024; torch's) for matrices, AdamW for everything else, as one optimiser.
 
-    Muon's update is scaled to the rms of AdamW's (Liu et al., arXiv:2502.16982), so one learning rate serves both.
+    A tensor with more than two axes counts as a matrix of its first axis by all others. Muon's update is scaled to the
+    rms of AdamW's (Liu et al., arXiv:2502.16982), so that one learning rate serves both.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
+        groups = [{**group, "params": list(group["params"])} for group in groups]
+        self._flat: list[tuple[nn.Parameter, nn.Parameter]] = []
+        for group in groups:
+            group["params"] = [self._as_matrix(parameter) for parameter in group["params"]]
+        super().__init__(groups, {"lr": lr})
         matrices = [group for group in self.param_groups if group["params"][0].ndim == 2]
         others = [group for group in self.param_groups if group["params"][0].ndim != 2]
-        self.parts: list[Optimizer] = []
+        self._parts: list[Optimizer] = []
         if matrices:
-            self.parts.append(torch.optim.Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw"))
+            self._parts.append(torch.optim.Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw"))
         if others:
-            self.parts.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), fused=True))
-        self._share()
-
-    def _share(self) -> None:
+            self._parts.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), fused=True))
         # One list of groups and one dictionary of states, so that saving, loading and learning rates need no more code.
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
-        for part in self.parts:
-            part.state = self.state
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+        self._connect()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+    def _as_matrix(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The parameter, or one that shares its memory and has two axes."""
+        if parameter.ndim <= 2:
+            return parameter
+        flat = nn.Parameter(parameter.detach().view(parameter.shape[0], -1))
+        self._flat.append((flat, parameter))
+        return flat
+
+    def _connect(self) -> None:
         start = 0
-        for part in self.parts:
+        for part in self._parts:
             part.param_groups = self.param_groups[start : start + len(part.param_groups)]
             start += len(part.param_groups)
             part.state = self.state
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._connect()
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for part in self.parts:
+        for flat, parameter in self._flat:
+            flat.grad = None if parameter.grad is None else parameter.grad.view_as(flat)
+        for part in self._parts:
             part.step(closure)
 
 
