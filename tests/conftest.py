@@ -22,7 +22,12 @@ pytest.register_assert_rewrite("laws")
 _COMMON = {
     "deadline": None,
     "database": None,
-    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    # The laws are methods that hold no state, asked as tests and, of broken potentials, directly.
+    "suppress_health_check": [
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.differing_executors,
+    ],
 }
 _PHASES = [
     Phase.explicit,

@@ -33,7 +33,7 @@ STENCIL = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
 Evaluator = Callable[..., Prediction]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A potential with random weights; `broken` wraps it, to show that a law can fail."""
 
@@ -427,14 +427,14 @@ class PhysicalLaws:
         """Leaving out forces or stress changes nothing else; results are detached outside training."""
         graph = graph_of(ensemble, max(model.cutoffs))
         both = model.float64(graph)
+        for tensor in (both.energy, both.energies, both.forces, both.stress, both.virial):
+            assert not tensor.requires_grad
         only_energy = model.float64(graph, forces=False, stress=False)
         only_forces = model.float64(graph, forces=True, stress=False)
         assert only_energy.forces is None and only_energy.stress is None and only_energy.virial is None
         assert only_forces.forces is not None and only_forces.stress is None and only_forces.virial is None
         close(only_energy.energies, both.energies, ROUND_OFF, "energies without forces")
         close(only_forces.forces, both.forces, ROUND_OFF, "forces without stress")
-        for tensor in (both.energy, both.energies, both.forces, both.stress, both.virial):
-            assert not tensor.requires_grad
 
     # Four atoms at least: pseudovectors vanish in smaller structures, and with them the gradients of their weights.
     @given(ensemble=ensembles(("molecule", "crystal"), min_atoms=4, max_atoms=5), seed=seeds)

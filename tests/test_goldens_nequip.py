@@ -155,7 +155,7 @@ def test_conversion_refuses_what_it_does_not_understand() -> None:
     missing = {k: v for k, v in weights.items() if not k.endswith("layer1_convnet.conv.sc.weight")}
     with pytest.raises(InputError, match=r"no 'model\.func\.layer1_convnet\.conv\.sc\.weight'"):
         from_nequip(config, missing)
-    with pytest.raises(InputError, match="'extra'.*does not ask for"):
+    with pytest.raises(InputError, match=r"'extra'.*does not ask for"):
         from_nequip(config, weights | {"model.func.extra": np.zeros(3)})
     with pytest.raises(InputError, match="shape"):
         from_nequip(config | {"num_features": [6, 5, 3]}, weights)

@@ -273,7 +273,7 @@ def test_unknown_kernel(graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -> No
     operands = random_operands(form, graph)
     monkeypatch.setenv("EQUIPES_KERNEL", "quantum")
     with pytest.raises(
-        InputError, match="EQUIPES_KERNEL=quantum: no such kernel; set it to one of: .*reference"
+        InputError, match=r"EQUIPES_KERNEL=quantum: no such kernel; set it to one of: .*reference"
     ):
         message_passing(form, *operands, graph)
 
