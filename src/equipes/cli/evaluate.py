@@ -115,7 +115,7 @@ def evaluate(
         and not (plots.is_dir() and (overwrite or not any(plots.iterdir())))
     ):
         raise InputError(
-            f"{plots} exists and is not an empty directory; give another name, or --overwrite for a directory"
+            f"{plots} exists and is not an empty directory; give --overwrite (for a directory) or another name"
         )
     curves, dynamics = _training_log(model, metrics), _dynamics_log(md)
     label_keys, declared = parse_keys(keys), parse_units(units)
