@@ -46,8 +46,6 @@ class Calculator(AseCalculator):
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 - as in ASE
-    # The potential sees neither; without this ASE would calculate anew when they change.
-    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 - as in ASE
 
     def __init__(
         self,
@@ -71,6 +69,25 @@ class Calculator(AseCalculator):
     def neighbor_list_builds(self) -> int:
         """How often neighbours were collected anew."""
         return self._neighbors.builds
+
+    def check_state(self, atoms: ase.Atoms, tol: float = 0.0) -> list[str]:
+        """What changed since the last calculation, of what the potential sees.
+
+        Compared exactly; ASE's own comparison takes as long as finding the neighbours of a small molecule.
+        """
+        last = self.atoms
+        if last is None or len(last) != len(atoms):
+            return list(all_changes)
+        changed = [
+            name
+            for name in ("positions", "numbers")
+            if not np.array_equal(getattr(last, name), getattr(atoms, name))
+        ]
+        if not np.array_equal(last.cell.array, atoms.cell.array):
+            changed.append("cell")
+        if not np.array_equal(last.pbc, atoms.pbc):
+            changed.append("pbc")
+        return changed
 
     def calculate(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
+from equipes.cli.simulate_tables import eos_lines, md_lines, relax_lines
 
 if TYPE_CHECKING:
     import ase
@@ -87,16 +88,13 @@ def relax(
     overwrite: Overwrite = False,
 ) -> None:
     """Relax a structure, with its cell where it is a crystal. Exit status 1 if it does not converge."""
-    from ase.io import write
-
-    from equipes.files import atomic_write, refuse_overwrite
     from equipes.simulate import relax as relax_atoms
+    from equipes.simulate.records import snapshot
     from equipes.simulate.relax import relaxes_cell
 
     check_json_path(json, overwrite=overwrite)
-    out = refuse_overwrite(out or Path(f"{structure.stem}_relaxed.extxyz"), overwrite=overwrite)
-    if trajectory is not None:
-        refuse_overwrite(trajectory, overwrite=overwrite)
+    out = out or Path(f"{structure.stem}_relaxed.extxyz")
+    _check_targets((out, trajectory), overwrite=overwrite)
     atoms, calculator = _start(model, structure, frame, device, dtype)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) if cell is None else cell
@@ -112,8 +110,6 @@ def relax(
             pressed = "" if stress is None else f", stress {stress:.3g} GPa off"
             progress.update(task, completed=step, description=f"step {step}: force {force:.3g} eV/Å{pressed}")
             if trajectory is not None:
-                from equipes.simulate.records import snapshot
-
                 images.append(snapshot(moving, step=step))
 
         result = relax_atoms(
@@ -128,11 +124,8 @@ def relax(
             optimizer=optimizer.value,
             on_step=follow,
         )
-    with atomic_write(out, overwrite=overwrite) as temporary:
-        write(temporary, result.atoms)
-    if trajectory is not None:
-        with atomic_write(trajectory, overwrite=overwrite) as temporary:
-            write(temporary, images)
+    _write(out, result.atoms, overwrite=overwrite)
+    _write(trajectory, images, overwrite=overwrite)
     summary = {
         "model": str(model),
         "structure": str(structure),
@@ -140,7 +133,7 @@ def relax(
         "out": str(out),
         **result.summary(),
     }
-    print_table(_relax_lines(summary), quiet=quiet)
+    print_table(relax_lines(summary), quiet=quiet)
     write_json(summary, json, overwrite=overwrite)
     if not result.converged:
         reached = f"largest force {result.max_force_ev_per_ang:.3g} eV/Å (limit {fmax:g})"
@@ -221,7 +214,7 @@ def md(
             on_step=follow,
         )
     md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
-    print_table(_md_lines(result.summary, out), quiet=quiet)
+    print_table(md_lines(result.summary, out), quiet=quiet)
     write_json(result.summary, json, overwrite=overwrite)
     if result.interrupted:
         done = result.summary["steps"]
@@ -250,15 +243,11 @@ def eos(
     overwrite: Overwrite = False,
 ) -> None:
     """Lattice constant and bulk modulus of a crystal, from its energy over the volume (Birch-Murnaghan)."""
-    from ase.io import write
-
-    from equipes.files import atomic_write, refuse_overwrite
     from equipes.simulate import equation_of_state
 
     check_json_path(json, overwrite=overwrite)
-    for path in (plot, out):
-        if path is not None:
-            refuse_overwrite(path, overwrite=overwrite)
+    _check_targets((out,), overwrite=overwrite)
+    _check_targets((plot,), overwrite=overwrite, structures=False)
     atoms, calculator = _start(model, structure, frame, device, dtype)
     with _progress() as progress, _stopping():
         task = progress.add_task("calculating", total=None)
@@ -274,15 +263,13 @@ def eos(
             relax_positions=relax_positions,
             on_point=follow,
         )
-    if out is not None:
-        with atomic_write(out, overwrite=overwrite) as temporary:
-            write(temporary, result.atoms)
+    _write(out, result.atoms, overwrite=overwrite)
     if plot is not None:
         from equipes.report.equation_of_state import equation_of_state_plot
 
         equation_of_state_plot(result, plot, overwrite=overwrite)
     summary = {"model": str(model), "structure": str(structure), "frame": frame, **result.summary()}
-    print_table(_eos_lines(summary, plot, out), quiet=json == STDOUT)
+    print_table(eos_lines(summary, plot, out), quiet=json == STDOUT)
     write_json(summary, json, overwrite=overwrite)
 
 
@@ -291,6 +278,41 @@ def _start(model: Path, structure: Path, frame: int, device: str, dtype: Precisi
     from equipes.simulate.structures import read_structure
 
     return read_structure(structure, frame), Calculator(model, device=device, dtype=dtype.value)
+
+
+def _check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:
+    """Complain before the work is done, not after, about what cannot be written."""
+    from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
+
+    from equipes.errors import InputError
+    from equipes.files import refuse_overwrite
+
+    for path in paths:
+        if path is None:
+            continue
+        refuse_overwrite(path, overwrite=overwrite)
+        if not path.parent.is_dir():
+            raise InputError(
+                f"cannot write {path}: the directory {path.parent} does not exist; create it first"
+            )
+        try:
+            writable = not structures or get_ioformat(filetype(str(path), read=False)).can_write
+        except UnknownFileTypeError:
+            writable = False
+        if not writable:
+            suffix = path.suffix or "a name without suffix"
+            raise InputError(f"cannot write {path}: {suffix} is no format that ASE writes; use .extxyz")
+
+
+def _write(path: Path | None, structures: ase.Atoms | list[ase.Atoms], *, overwrite: bool) -> None:
+    from ase.io import write
+
+    from equipes.files import atomic_write
+
+    if path is None:
+        return
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        write(temporary, structures)
 
 
 def _fingerprint(model: Path, dtype: Precision) -> str:
@@ -317,7 +339,10 @@ def _progress() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as progress:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
+    ) as progress:
         yield progress
 
 
@@ -329,54 +354,3 @@ def _about_cell(atoms: ase.Atoms, wanted: bool | None, pressure: float) -> str:
     if relaxes_cell(atoms):
         return "Only the atoms relax; the cell is held."
     return "Only the atoms relax: the structure is not periodic in all directions."
-
-
-def _relax_lines(summary: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    yield "converged", f"{'yes' if summary['converged'] else 'no'}, after {summary['steps']} steps"
-    before, after = summary["energy_before_ev"], summary["energy_ev"]
-    change = 1000 * (after - before) / summary["n_atoms"]
-    yield "energy", f"{after:.6f} eV ({change:+.3f} meV/atom)"
-    yield "largest force", f"{summary['max_force_ev_per_ang']:.4g} eV/Å"
-    if summary["cell_relaxed"]:
-        yield "stress off by", f"{summary['max_stress_deviation_gpa']:.3g} GPa, at most"
-        ratio = summary["volume_ang3"] / summary["volume_before_ang3"] - 1
-        yield "volume", f"{summary['volume_ang3']:.4f} Å³ ({100 * ratio:+.3f} %)"
-        yield "cell", " ".join(f"{value:.4f}" for value in summary["cell"]) + " (Å, °)"
-    if summary["spacegroup"] is not None:
-        yield "space group", f"{summary['spacegroup_before']} → {summary['spacegroup']}"
-    yield "written", summary["out"]
-
-
-def _md_lines(summary: dict[str, Any], out: Path) -> Iterator[tuple[str, object]]:
-    yield "steps", f"{summary['steps']} ({summary['time_fs'] / 1000:.4g} ps)"
-    if summary["steps_per_second"] is not None:
-        nanoseconds = summary["steps_per_second"] * summary["settings"]["timestep"] * 86400e-6
-        yield "speed", f"{summary['steps_per_second']:.4g} steps/s, {nanoseconds:.3g} ns/day"
-    start = f"from {summary['means_from_fs'] / 1000:.4g} ps on"
-    for name, label, unit in (
-        ("temperature_k", "mean temperature", "K"),
-        ("pressure_gpa", "mean pressure", "GPa"),
-        ("volume_ang3", "mean volume", "Å³"),
-    ):
-        mean, error = summary.get(f"mean_{name}"), summary.get(f"mean_{name}_error")
-        if mean is not None:
-            yield label, f"{mean:.6g}{'' if error is None else f' ± {error:.2g}'} {unit}, {start}"
-    if summary["energy_drift_mev_per_atom_per_ps"] is not None:
-        yield "energy drift", f"{summary['energy_drift_mev_per_atom_per_ps']:+.4g} meV/atom/ps"
-    yield "written", f"{out}: trajectory.extxyz md.csv md.json md.png final.extxyz"
-
-
-def _eos_lines(summary: dict[str, Any], plot: Path | None, out: Path | None) -> Iterator[tuple[str, object]]:
-    constants = (
-        f"{name} = {value:.4f} Å" if len(name) == 1 else f"{name} = {value:.2f}°"
-        for name, value in summary["lattice_constants"].items()
-    )
-    yield "lattice", f"{summary['lattice']} {', '.join(constants)}"
-    yield "volume", f"{summary['volume_ang3'] / summary['n_atoms']:.4f} Å³/atom"
-    yield "energy", f"{summary['energy_ev'] / summary['n_atoms']:.6f} eV/atom"
-    yield "bulk modulus", f"{summary['bulk_modulus_gpa']:.2f} GPa"
-    yield "its derivative B'", f"{summary['bulk_modulus_derivative']:.2f}"
-    yield "fit", f"{summary['fit_rms_mev_per_atom']:.3g} meV/atom off, root mean square"
-    for path in (plot, out):
-        if path is not None:
-            yield "written", path

@@ -18,8 +18,10 @@ from equipes.simulate.errors import SimulationError
 from equipes.simulate.relax import relax, relaxes_cell
 from equipes.simulate.safety import check_finite
 
-# Rounds of moving the range of volumes towards the minimum before giving up.
-_ROUNDS = 12
+# How far from the volume given a minimum is looked for, and how often the range is centred on it.
+_FARTHEST = 3.0
+_ROUNDS = 5
+_REMEDY = "start from a structure nearer to one, or train on more volumes"
 
 
 @dataclass(frozen=True)
@@ -98,29 +100,39 @@ def equation_of_state(
         raise InputError(
             f"the range must lie between 0 and 0.5 with at least 5 points, not {volume_range} and {points}"
         )
-    centre = float(atoms.get_volume())
+
+    def relaxed_at(volume: float) -> ase.Atoms:
+        structure = _relaxed_at(atoms, calculator, volume, relax_positions=relax_positions, fmax=fmax)
+        if on_point is not None:
+            on_point(volume, structure.get_potential_energy())
+        return structure
+
+    centre = _lowest_volume(relaxed_at, float(atoms.get_volume()), volume_range)
     for _ in range(_ROUNDS):
         volumes = centre * np.linspace(1 - volume_range, 1 + volume_range, points)
-        structures = [
-            _relaxed_at(atoms, calculator, volume, relax_positions=relax_positions, fmax=fmax)
-            for volume in volumes
-        ]
+        structures = [relaxed_at(float(volume)) for volume in volumes]
         energies = np.array([structure.get_potential_energy() for structure in structures])
-        if on_point is not None:
-            for volume, energy in zip(volumes, energies, strict=True):
-                on_point(float(volume), float(energy))
-        lowest = int(energies.argmin())
-        if 0 < lowest < points - 1:
-            curve = _fit(volumes, energies)
-            if abs(curve[3] / centre - 1) < volume_range / 2:
-                return _result(structures[lowest], volumes, energies, curve)
-            centre = float(np.clip(curve[3], volumes[0], volumes[-1]))
-        else:
-            centre = float(volumes[lowest])
-    raise SimulationError(
-        f"the energy has no minimum that could be followed from {atoms.get_volume():.1f} Å³ (now at {centre:.1f} Å³);"
-        " start from a structure nearer to it, or train on more volumes"
-    )
+        curve = _fit(volumes, energies)
+        if abs(curve[3] / centre - 1) < volume_range / 4:
+            return _result(structures[int(energies.argmin())], volumes, energies, curve)
+        centre = float(np.clip(curve[3], volumes[0], volumes[-1]))
+    raise SimulationError(f"the energy has no single minimum around {centre:.1f} Å³; {_REMEDY}")
+
+
+def _lowest_volume(relaxed_at: Callable[[float], ase.Atoms], start: float, step: float) -> float:
+    """Walk down the energy in steps of the volume, to the last before it rises again."""
+    energies = {k: relaxed_at(start * (1 + step) ** k).get_potential_energy() for k in (-1, 0, 1)}
+    best = min(energies, key=energies.__getitem__)
+    while best in (min(energies), max(energies)):
+        following = best + (1 if best > 0 else -1)
+        volume = start * (1 + step) ** following
+        if not 1 / _FARTHEST < volume / start < _FARTHEST:
+            raise SimulationError(
+                f"the energy has no minimum between {start:.1f} and {volume:.1f} Å³, it still falls there; {_REMEDY}"
+            )
+        energies[following] = relaxed_at(volume).get_potential_energy()
+        best = min(energies, key=energies.__getitem__)
+    return start * (1 + step) ** best
 
 
 def _relaxed_at(

@@ -104,14 +104,15 @@ def run_md(
         rng.bit_generator.state = facts["random"]
     else:
         degrees_of_freedom(atoms, settings.ensemble)
-        new_directory(out, overwrite=overwrite)
-        records.remove_old_records(out)
         if settings.keep_velocities:
             remove_rigid_motion(atoms, settings.ensemble)
         else:
             thermal_momenta(atoms, settings.temperature or 0.0, settings.ensemble, rng)
     check_finite(atoms, f"step {facts['step']}")
     run = _Run(atoms, settings, rng, arrays, facts, potential)
+    if not resume:
+        new_directory(out, overwrite=overwrite)
+        records.remove_old_records(out)
     recorder = records.Recorder(
         out, table_bytes=facts.get("table_bytes", 0), trajectory_bytes=facts.get("trajectory_bytes", 0)
     )
@@ -132,7 +133,7 @@ def run_md(
                     saved = time.monotonic()
             run.checkpoint(recorder)
         except SimulationError as error:
-            _write_structure(records.snapshot(atoms, step=run.step), out / records.FAILURE)
+            _write_structure(records.snapshot(atoms, results=False, step=run.step), out / records.FAILURE)
             _write_summary(run, out, stopped=str(error))
             raise
         interrupted = run.step < settings.steps
@@ -188,6 +189,7 @@ class _Run:
             conserved=self.origin["conserved"],
             closest_fraction=settings.closest_fraction,
         )
+        self.watch.check(self.step, atoms, self.row.conserved_energy_ev)
 
     @property
     def time(self) -> float:
@@ -197,8 +199,8 @@ class _Run:
     def advance(self) -> None:
         """One step, checked."""
         try:
-            self.dynamics.step()
             self.step += 1
+            self.dynamics.step()
             total = self.atoms.get_potential_energy() + self.atoms.get_kinetic_energy()
             conserved = conserved_energy(self.dynamics, self.settings.ensemble, total)
             self.watch.check(self.step, self.atoms, conserved)

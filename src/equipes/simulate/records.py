@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
+from zipfile import BadZipFile
 
 import ase
 import numpy as np
@@ -73,21 +74,24 @@ def read_table(path: Path) -> list[Row]:
     return rows
 
 
-def snapshot(atoms: ase.Atoms, **info: float) -> ase.Atoms:
-    """A copy with positions, cell, momenta, energy and forces, and nothing that came with the user's structure."""
+def snapshot(atoms: ase.Atoms, *, results: bool = True, **info: float) -> ase.Atoms:
+    """A copy with positions, cell and momenta, and nothing else that came with the user's structure.
+
+    With `results` it carries energy and forces too.
+    """
     frame = ase.Atoms(
         numbers=atoms.numbers,
         positions=atoms.positions,
         cell=atoms.cell,
         pbc=atoms.pbc,
         masses=atoms.get_masses() if atoms.has("masses") else None,
-        momenta=atoms.get_momenta(),
+        momenta=atoms.get_momenta() if atoms.has("momenta") else None,
         constraint=[constraint.copy() for constraint in atoms.constraints],
     )
     frame.info.update(info)
-    frame.calc = SinglePointCalculator(
-        frame, energy=atoms.get_potential_energy(), forces=atoms.get_forces(apply_constraint=False)
-    )
+    if results:
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)
+        frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
     return frame
 
 
@@ -156,7 +160,7 @@ def read_checkpoint(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             arrays = {name: stored[name] for name in stored.files}
         facts = json.loads(str(arrays.pop("facts")))
         version = facts["format"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} is damaged; start anew with --overwrite") from error
     if version != _FORMAT:
         raise InputError(f"{path} has format {version}, and this version reads {_FORMAT}; start anew")

@@ -15,6 +15,8 @@ CLOSEST_FRACTION = 0.5
 _ENERGY_CHANGE = 0.5  # eV/atom, in a quantity that should not change at all
 _TEMPERATURE_FACTOR = 10.0
 _TEMPERATURE_MARGIN = 5000.0  # K
+# Looking at distances takes as long as half a step of a small molecule, and thermal motion is slow against ten steps.
+_STEPS_BETWEEN_DISTANCES = 10
 _REMEDY = "take a smaller time step, start from a relaxed structure, or train on structures like this one"
 
 
@@ -60,7 +62,7 @@ class Watch:
             )
 
     def _check_distances(self, step: int, atoms: ase.Atoms) -> None:
-        if self.neighbors is None:
+        if self.neighbors is None or step % _STEPS_BETWEEN_DISTANCES:
             return
         graph = self.neighbors.graph(atoms)
         if graph.n_edges == 0:
