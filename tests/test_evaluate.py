@@ -15,7 +15,7 @@ import pytest
 
 import equipes
 from equipes.cli import app, run
-from equipes.cli.evaluate import parse_keys, parse_units
+from equipes.cli.inputs import parse_keys, parse_units
 from equipes.data import LabelKeys, Units, read_frames
 from equipes.errors import InputError
 from equipes.graph import AtomGraph

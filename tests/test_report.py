@@ -160,6 +160,14 @@ def test_md_plot_shows_the_log_its_drift_and_its_temperature(md_csv: Path) -> No
     np.testing.assert_allclose(potential + kinetic, total, atol=1e-9)
 
 
+def test_md_plot_prefers_the_energy_that_the_thermostat_conserves(md_csv: Path, tmp_path: Path) -> None:
+    header, *rows = md_csv.read_text().splitlines()
+    longer = [f"{row},{5.0 - 1e-6 * 20.0 * i}" for i, row in enumerate(rows)]
+    (tmp_path / "nvt.csv").write_text("\n".join([f"{header},conserved_energy_ev", *longer]) + "\n")
+    conserved = md_plot(tmp_path / "nvt.csv").axes[1]
+    assert conserved.get_title(loc="left") == "conserved energy since the start (meV) · slope -1.00 meV/ps"
+
+
 @pytest.mark.parametrize("suffix", sorted(MAGIC))
 def test_figures_are_written_in_the_format_of_the_suffix(md_csv: Path, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"md{suffix}"

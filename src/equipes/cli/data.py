@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.evaluate import KeysOption, UnitsOption, _naming_options, parse_keys, parse_units
+from equipes.cli.inputs import KeysOption, UnitsOption, naming_options, parse_keys, parse_units
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
 from equipes.errors import InputError
 from equipes.files import refuse_overwrite
@@ -160,7 +160,7 @@ def parse_size(text: str | None) -> Size | None:
 def _read(paths: Sequence[str], keys: LabelKeys, units: Units | None) -> list[Frame]:
     from equipes.data import read_frames
 
-    with _naming_options():
+    with naming_options():
         return read_frames(paths, keys=keys, units=units)
 
 

@@ -102,9 +102,9 @@ def md_plot(
     """Energies and temperature of a dynamics run over time.
 
     Reads the columns `time_fs`, `potential_energy_ev`, `kinetic_energy_ev`, `total_energy_ev` and
-    `temperature_k`. The slope in a title is that of a straight line through the total energy; only in
-    constant-energy dynamics is it a drift. Written to `path` (.png, .svg, .pdf) if given. Raises `InputError` for a
-    log that cannot be read or lacks a column.
+    `temperature_k`, and `conserved_energy_ev` where there is one. The slope in a title is that of a straight line
+    through the conserved energy, or the total one; it is a drift where that should not change. Written to `path`
+    (.png, .svg, .pdf) if given. Raises `InputError` for a log that cannot be read or lacks a column.
     """
     names = ("time_fs", "potential_energy_ev", "kinetic_energy_ev", "total_energy_ev", "temperature_k")
     columns = read_columns(csv_path, required=names)
@@ -112,7 +112,9 @@ def md_plot(
     unit = "ps"
     if time.max() - time.min() < 1.0:
         time, unit = time * 1000.0, "fs"
-    total = columns["total_energy_ev"] - columns["total_energy_ev"][0]
+    # A thermostat exchanges energy; what it conserves instead is logged where there is such a quantity.
+    kept = "conserved" if "conserved_energy_ev" in columns else "total"
+    total = columns[f"{kept}_energy_ev"] - columns[f"{kept}_energy_ev"][0]
 
     figure = new_figure(7.2, 6.0)
     exchange, conserved, temperature = figure.subplots(3, 1, sharex=True)
@@ -123,7 +125,7 @@ def md_plot(
     exchange.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.0, 0.98), fontsize=8.5)
 
     _line(conserved, time, 1000.0 * total, color=COLORS["stress"])
-    title = "total energy since the start (meV)"
+    title = f"{kept} energy since the start (meV)"
     if len(time) > 2 and np.isfinite(total).all() and np.ptp(columns["time_fs"]) > 0:
         slope = np.polyfit(columns["time_fs"] / 1000.0, 1000.0 * total, 1)[0]
         title += f" · slope {short(slope, sign=True)} meV/ps"
