@@ -167,8 +167,8 @@ def test_eos_prints_constants(here: Path, emt: None, capsys: pytest.CaptureFixtu
         (["relax", "MODEL", "frames.npz"], "frames.npz: an npz file does not say its units"),
         (["relax", "MODEL", "copper.extxyz", "--out", "nowhere/out.xyz"], "nowhere"),
         (
-            ["relax", "MODEL", "copper.extxyz", "--out", "relaxed.abc"],
-            "relaxed.abc: .abc is no format ASE knows",
+            ["relax", "MODEL", "copper.extxyz", "--out", "relaxed.foo"],
+            "relaxed.foo: .foo is no format that ASE writes",
         ),
         (["eos", "MODEL", "water.extxyz"], "needs a crystal"),
         (["eos", "MODEL", "copper.extxyz", "--plot", "nowhere/eos.png"], "nowhere"),
