@@ -271,14 +271,14 @@ def test_a_log_of_something_else_has_no_learning_curves(md_csv: Path) -> None:
 def test_the_worst_structures_are_those_with_the_largest_errors() -> None:
     atoms = Atoms("OH", positions=[[0, 0, 0], [0, 0, 1.0]])
     zero = np.zeros((2, 3))
-    by_energy, by_forces = [1.0, 5.0, 2.0, 3.0], [40.0, 10.0, 20.0, 30.0]  # meV/atom, meV/Å
+    by_energy, by_forces = [2.0, 5.0, 1.0, 3.0], [40.0, 10.0, 20.0, 30.0]  # meV/atom, meV/Å
     frames = [Frame(atoms, 0.0, zero, None, None, "/data/set.xyz", i) for i in range(4)]
     predictions = [
         FramePrediction(-2e-3 * e, zero + 1e-3 * f, None) for e, f in zip(by_energy, by_forces, strict=True)
     ]
     (one, two) = worst_structures(frames, predictions, most=1)
     assert [one["label"], two["label"]] == ["set.xyz frame 0", "set.xyz frame 1"]
-    assert one["errors"] == {"energy": pytest.approx(1.0), "forces": pytest.approx(40.0), "stress": None}
+    assert one["errors"] == {"energy": pytest.approx(2.0), "forces": pytest.approx(40.0), "stress": None}
     assert two["errors"]["energy"] == pytest.approx(5.0)
     assert one["symbols"] == ["O", "H"]
     assert one["positions"] == [[0, 0, 0], [0, 0, 1]]
