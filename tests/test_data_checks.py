@@ -149,6 +149,17 @@ def test_atoms_too_close_to_an_image() -> None:
     assert not found("close-atoms", molecule)
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [[[1, 0, 0], [2, 0, 0], [0, 0, 3]], [[0, 0, 0]] * 3, [[1, 0, 0], [0, 1, 0], [0, 0, np.nan]]],
+    ids=["flat", "none", "not finite"],
+)
+def test_impossible_cells(cell: list[list[float]]) -> None:
+    atoms = Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.1]], cell=cell, pbc=True)
+    frames = [replace(ethanol()[i], atoms=atoms, forces=np.zeros((2, 3))) for i in range(2)]
+    assert len(found("geometry", *frames, *ethanol())) == 2
+
+
 def test_atoms_at_the_same_place() -> None:
     frame = replace(ethanol()[0], atoms=Atoms("H2"), forces=None)
     assert frame.label in the("geometry", frame).message

@@ -283,6 +283,11 @@ def test_stress_without_a_volume(tmp_path: Path) -> None:
     text = '1\nProperties=species:S:1:pos:R:3 energy=1.0 stress="{}" pbc="F F F"\nCu 0 0 0\n'
     (tmp_path / "zeros.xyz").write_text(text.format("0 0 0 0 0 0 0 0 0"))
     assert read_frames(tmp_path / "zeros.xyz")[0].stress is None
+    in_a_box = text.replace("Properties", 'Lattice="9 0 0 0 9 0 0 0 9" Properties')
+    (tmp_path / "box.xyz").write_text(in_a_box.format("0 0 0 0 0 0 0 0 0"))
+    assert read_frames(tmp_path / "box.xyz")[0].stress is None
+    (tmp_path / "bulk.xyz").write_text(in_a_box.format("0 0 0 0 0 0 0 0 0").replace("F F F", "T T T"))
+    np.testing.assert_array_equal(read_frames(tmp_path / "bulk.xyz")[0].stress, np.zeros((3, 3)))
     (tmp_path / "stress.xyz").write_text(text.format(NINE))
     fails("frame 0: 'stress' is given but the cell has no volume", tmp_path / "stress.xyz")
 
@@ -358,6 +363,7 @@ def test_several_files_a_directory_and_a_pattern(tmp_path: Path) -> None:
     assert [f.energy for f in read_frames(tmp_path)] == [2.0, 1.0]
     assert [f.energy for f in read_frames(f"{tmp_path}/*.xyz")] == [2.0, 1.0]
     assert read_frames(first)[0].label == f"{first} frame 0"
+    assert read_frames(xyz(tmp_path / "c@0.xyz", "energy=3.0"))[0].energy == 3.0  # "@" means something to ASE
 
 
 def test_files_that_are_not_there_or_empty(tmp_path: Path) -> None:

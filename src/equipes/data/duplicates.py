@@ -30,6 +30,8 @@ def duplicate_pairs(structures: Sequence[ase.Atoms]) -> list[tuple[int, int]]:
     pairs = []
     groups: dict[bytes, list[int]] = {}
     for index, atoms in enumerate(structures):
+        if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+            continue
         kind = atoms.numbers.tobytes() + atoms.pbc.tobytes()
         exact = kind + atoms.positions.tobytes() + atoms.cell.array.tobytes()
         earlier = first.setdefault(exact, index)
@@ -47,9 +49,7 @@ def _near_pairs(structures: Sequence[ase.Atoms], members: Sequence[int]) -> list
     size = _coordinates(structures[members[0]]).size
     directions = np.random.default_rng(0).standard_normal((size, _PROJECTIONS)) / np.sqrt(size)
     points = np.array([_coordinates(structures[index]) @ directions for index in members])
-    usable = np.isfinite(points).all(axis=1)
-    members = [index for index, good in zip(members, usable, strict=True) if good]
-    candidates = cKDTree(points[usable]).query_pairs(
+    candidates = cKDTree(points).query_pairs(
         _MARGIN * TOLERANCE * np.sqrt(_PROJECTIONS), output_type="ndarray"
     )
     pairs = {}
@@ -69,7 +69,8 @@ def _coordinates(atoms: ase.Atoms) -> np.ndarray:
         return (atoms.positions - atoms.positions[0]).ravel()
     cell = complete_cell(atoms.cell.array)
     lengths = np.linalg.norm(cell, axis=1)
-    fractional = np.linalg.solve(cell.T, (atoms.positions - atoms.positions[0]).T).T
+    # The pseudo-inverse, because cells without a volume are for another check to complain about.
+    fractional = (atoms.positions - atoms.positions[0]) @ np.linalg.pinv(cell)
     angles = 2 * np.pi * fractional
     radii = lengths / (2 * np.pi)
     on_circles = np.stack([radii * np.cos(angles), radii * np.sin(angles)])

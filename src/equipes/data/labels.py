@@ -164,9 +164,9 @@ def _stress(found: _Found, atoms: ase.Atoms, label: str, units: Units) -> np.nda
             "a stress is 9 numbers, or 6 in the order xx yy zz yz xz xy"
         )
     volume = abs(float(np.linalg.det(atoms.cell.array)))
+    if (volume == 0 or not atoms.pbc.any()) and (not value.any() or np.isnan(value).all()):
+        return None  # a place holder: molecules have no stress
     if volume == 0:
-        if not value.any() or np.isnan(value).all():
-            return None  # a place holder: without a cell there is no stress
         raise InputError(
             f"{label}: {found.key!r} is given but the cell has no volume; remove it or add the cell"
         )
