@@ -174,3 +174,10 @@ def test_examples_are_configs_of_at_most_fifteen_lines(path: Path) -> None:
     Config.model_validate(yaml.safe_load(text))
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     assert len(lines) <= 15
+
+
+def test_the_documentation_lists_every_key() -> None:
+    text = (ROOT / "docs" / "config.md").read_text()
+    for section in (field.annotation for field in Config.model_fields.values()):
+        for name in section.model_fields:  # type: ignore[union-attr]
+            assert f"`{name}`" in text, name

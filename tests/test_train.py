@@ -347,7 +347,7 @@ def test_defaults_come_from_the_data(tmp_path: Path) -> None:
     train(config, tmp_path / "run", console=QUIET)
     written = load_config(tmp_path / "run" / "config.yaml")
     assert written.train.stress_weight == 1.0
-    assert written.data.n_train == 6
+    assert written.data.n_train == 7
     assert written.model.species == ["H", "C", "O"]
     assert written.model.avg_num_neighbors is not None
     assert all(value is not None for value in (written.train.batch_size, written.train.validate_every))

@@ -157,19 +157,19 @@ def test_budgets_end_at_whichever_comes_first() -> None:
 def test_every_frame_comes_once_a_pass_and_the_order_depends_on_seed_and_step_only(
     dataset: GraphDataset,
 ) -> None:
-    stream = BatchStream(dataset, 3, seed=7)
+    stream = BatchStream(dataset, 4, seed=7)
     n = len(dataset)
-    assert n % 3
+    assert n % 4
     flat = [i for step in range(n) for i in stream.indices(step)]
-    for number in range(3):
+    for number in range(4):
         assert sorted(flat[number * n : (number + 1) * n]) == list(range(n))
     assert flat[:n] != flat[n : 2 * n]
-    late = BatchStream(dataset, 3, seed=7)
+    late = BatchStream(dataset, 4, seed=7)
     assert late.indices(6) == stream.indices(6)
     late.step = 4
     assert next(iter(late)).labelled.frame.tolist() == stream.indices(4)
-    assert BatchStream(dataset, 3, seed=8).indices(0) != stream.indices(0)
-    assert stream.passes(n) == 3
+    assert BatchStream(dataset, 4, seed=8).indices(0) != stream.indices(0)
+    assert stream.passes(n) == 4
 
 
 def test_processes_share_each_batch(dataset: GraphDataset) -> None:

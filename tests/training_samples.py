@@ -38,6 +38,7 @@ def uneven_frames() -> list[Frame]:
     structures: list[Atoms] = [
         molecule("H2O"), molecule("CO2"), molecule("CH3OH"), molecule("H2"), molecule("C2H6"), molecule("CH4"),
         bulk("C", "diamond", a=3.6), bulk("O", "sc", a=2.0),
+        bulk("C", "diamond", a=3.4),
     ]  # fmt: skip
     frames = []
     for index, atoms in enumerate(structures):

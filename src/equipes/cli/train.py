@@ -153,7 +153,7 @@ def _print(result: TrainingResult, *, quiet: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Errors of {result.model}", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for heading in ("", "validation MAE", "RMSE", *(("test MAE", "RMSE") if result.test else ())):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, key, unit in (
@@ -167,11 +167,11 @@ def _print(result: TrainingResult, *, quiet: bool) -> None:
         if any(value is not None for value in values):
             table.add_row(f"{name}, {unit}", *("-" if value is None else f"{value:.3g}" for value in values))
     console = Console()
+    console.print(f"\nErrors of {result.model}", soft_wrap=True, highlight=False)
     console.print(table)
     print_table(
         [
             ("ended", f"{result.reason}; {result.steps} steps, {result.minutes:.1f} minutes"),
             ("best", f"step {result.validation.get('step')}, lowest validation loss, averaged weights"),
-            ("model", result.model),
         ]
     )

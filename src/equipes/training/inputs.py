@@ -31,6 +31,7 @@ from equipes.training.optimizers import PEAK_LEARNING_RATE
 
 _MAX_DEFAULT_VALIDATION = 200
 _SAMPLE = 50
+_EDGES_IN_BATCH = 4000
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def prepare(config: Config, splits: Splits) -> Prepared:
         # An element that the model shall know but no frame has: nothing is known of it but a number is needed.
         "per_type_energy_shifts": {symbol: references.values.get(symbol, 0.0) for symbol in species},
     }
-    batch_size = config.train.batch_size or _batch_size(splits.train)
+    batch_size = config.train.batch_size or _batch_size(train)
     has_stress = any(frame.stress is not None for frame in splits.train)
     steps_per_pass = math.ceil(len(train) / batch_size)
     val_batches = math.ceil(len(val) / batch_size)
@@ -217,11 +218,11 @@ def _cutoff(frames: Sequence[Frame]) -> float:
     return 7.0
 
 
-def _batch_size(frames: Sequence[Frame]) -> int:
-    """Small sets learn best from small batches, and large structures are batches in themselves."""
-    atoms = sum(len(frame.atoms) for frame in frames) / len(frames)
-    by_frames = min(32, max(5, round(len(frames) / 400)))
-    return max(1, min(by_frames, len(frames), round(512 / atoms)))
+def _batch_size(dataset: GraphDataset) -> int:
+    """Small sets learn best from small batches, and a large structure is a batch in itself."""
+    edges = max(1.0, sum(graph.n_edges for graph in dataset.graphs) / len(dataset))
+    by_frames = min(32, max(5, round(len(dataset) / 400)))
+    return max(1, min(by_frames, len(dataset), round(_EDGES_IN_BATCH / edges)))
 
 
 def _minutes(dataset: GraphDataset) -> float:

@@ -80,7 +80,8 @@ class Supervisor(pl.Callback):
             self._validate(trainer, module)
         self._last_checkpoint = time.monotonic()
         self._agree(trainer, module)
-        trainer.should_stop = self._finished(module)
+        # However short the time, one step is made.
+        trainer.should_stop = module.state.step > 0 and self._finished(module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         save = self._agree(trainer, module)
