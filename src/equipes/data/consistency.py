@@ -25,7 +25,7 @@ _MAX_STRAIN = 0.05
 _NO_STRAIN = 1e-8
 _SOME_STRAIN = 1e-4
 _NEIGHBOURS = 4
-_MAX_PAIRS = 20_000
+_MAX_PAIRS = 5_000
 _MIN_PAIRS = 6
 _AROUND = 0.3
 _AGREEING = 0.6
@@ -175,22 +175,20 @@ def _similar_pairs(frames: Sequence[Frame]) -> Iterator[tuple[Frame, Frame]]:
     groups: dict[bytes, list[Frame]] = {}
     for frame in frames:
         groups.setdefault(frame.atoms.numbers.tobytes() + frame.atoms.pbc.tobytes(), []).append(frame)
-    left = _MAX_PAIRS
+    pairs: list[tuple[Frame, Frame]] = []
     for members in groups.values():
         by_volume = np.argsort(
             [abs(np.linalg.det(frame.atoms.cell.array)) for frame in members], kind="stable"
         )
-        pairs = {
+        near = {
             (min(order[i], order[i + step]), max(order[i], order[i + step]))
-            for order in (np.arange(len(members)), by_volume)
+            for order in (range(len(members)), by_volume.tolist())
             for step in range(1, _NEIGHBOURS + 1)
             for i in range(len(members) - step)
         }
-        for i, j in sorted(pairs)[:left]:
-            yield members[i], members[j]
-        left -= len(pairs)
-        if left <= 0:
-            return
+        pairs += [(members[i], members[j]) for i, j in sorted(near)]
+    # Of very many pairs an even choice is enough.
+    yield from pairs[:: max(1, len(pairs) // _MAX_PAIRS)]
 
 
 @dataclass(frozen=True)
