@@ -85,6 +85,10 @@ def learning_curves(
         if (values[np.isfinite(values)] > 0).all():
             plain_log_axis(axes)
         axes.margins(y=0.12)
+        if (
+            title == "learning rate"
+        ):  # the last steps of a schedule that ends in zero would take the whole panel
+            axes.set_ylim(bottom=max(np.nanmin(values), 1e-4 * np.nanmax(values)) / 1.5)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     if path is not None:
@@ -113,7 +117,8 @@ def md_plot(
     if time.max() - time.min() < 1.0:
         time, unit = time * 1000.0, "fs"
     # A thermostat exchanges energy; what it conserves instead is logged where there is such a quantity.
-    kept = "conserved" if "conserved_energy_ev" in columns else "total"
+    conserved_energy = columns.get("conserved_energy_ev", columns["total_energy_ev"])
+    kept = "total" if np.array_equal(conserved_energy, columns["total_energy_ev"]) else "conserved"
     total = columns[f"{kept}_energy_ev"] - columns[f"{kept}_energy_ev"][0]
 
     figure = new_figure(7.2, 6.0)

@@ -181,7 +181,7 @@ def _errors_part(
         "warnings": suspicions(frames, predictions) if warnings is None else warnings,
         "cards": [_card(quantity, metrics) for quantity in quantities],
         "table": _table("", "", summary_rows(metrics)),
-        "parity": [svg for name, svg in figures.items() if name.startswith(("parity", "errors"))],
+        "parity": [[figures[f"parity_{quantity}"], figures[f"errors_{quantity}"]] for quantity in quantities],
         "groups": groups,
         "structures": worst_structures(frames, predictions, worst),
         "ranks": [quantity for quantity in ("forces", "energy", "stress") if quantity in quantities],

@@ -128,7 +128,7 @@
         if (length(force) < 0.04 * longest) return;
         const start = structure.positions[i];
         const end = plus(start, force, 1.8 / longest);
-        viewer.addArrow({ start: point(start), end: point(end), radius: 0.06, radiusRatio: 2.2, mid: 0.75, color: dark() ? "#ff8a5c" : "#c8371d" });
+        viewer.addArrow({ start: point(start), end: point(end), radius: 0.06, radiusRatio: 2.2, mid: 0.75, color: dark() ? "#b9a2ff" : "#6b35e0" });
       });
     }
     if (recentre) {
