@@ -118,7 +118,9 @@ def test_error_histogram_counts_every_error(rng: np.random.Generator) -> None:
         (axes,) = error_histogram(x, x + error, "energy").axes
         assert sum(bar.get_height() for bar in axes.patches) == 400
         assert axes.lines[0].get_xdata()[0] == pytest.approx(1000 * error.mean())
-        assert axes.patches[0].get_x() == pytest.approx(1000 * (error.min() if shift else -np.abs(error).max()))
+        assert axes.patches[0].get_x() == pytest.approx(
+            1000 * (error.min() if shift else -np.abs(error).max())
+        )
 
 
 def test_group_plot_puts_the_largest_on_top() -> None:
