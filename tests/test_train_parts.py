@@ -103,6 +103,13 @@ def test_an_infinite_label_is_not_taken_for_a_missing_one(dataset: GraphDataset)
     assert label_counts(spoilt)[0] == 1
 
 
+def test_a_prediction_that_is_not_a_number_is_not_taken_for_a_missing_label(dataset: GraphDataset) -> None:
+    item = dataset[0]
+    predicted = random_prediction(item)
+    predicted.forces = predicted.forces + torch.tensor([math.nan, 0.0, 0.0])
+    assert Loss().sums(predicted, item).isnan().tolist() == [False, True, False]
+
+
 def test_validation_adds_up_batches(dataset: GraphDataset) -> None:
     potential = build("nequip", ("H", "C", "O"), TINY, dtype="float64").eval()
     items = [dataset[i] for i in range(len(dataset))]
@@ -148,10 +155,12 @@ def test_learning_rates() -> None:
 def test_budgets_end_at_whichever_comes_first() -> None:
     assert Budget(100, None).progress(25, 1e9) == 0.25
     assert Budget(None, 60).progress(10**9, 15) == 0.25
-    assert Budget(None, 60).progress(0, 25, reserve=10) == 0.5
+    assert Budget(None, 60).progress(0, 25, after=10) == 0.5
+    assert Budget(None, 60).progress(0, 30, before=10, after=10) == 0.5
+    assert Budget(None, 60).progress(0, 5, before=10) == 0.0
     assert Budget(100, 60).progress(25, 45) == 0.75
     assert Budget(100, 60).progress(90, 45) == 0.9
-    assert Budget(None, 1).progress(1, 0.5, reserve=5) == 1.0
+    assert Budget(None, 1).progress(1, 0.5, after=5) == 1.0
 
 
 def test_every_frame_comes_once_a_pass_and_the_order_depends_on_seed_and_step_only(

@@ -12,7 +12,7 @@ from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, pri
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
-    from equipes.training import Config, TrainingResult
+    from equipes.training import TrainingResult
 
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where the model and all else goes.")
@@ -126,24 +126,20 @@ def _train(
     model_keys_on_top: bool = False,
 ) -> None:
     from equipes.training import load_config
+    from equipes.training import train as run_training
 
     check_json_path(json, overwrite=overwrite)
     config = load_config(path, overrides, model_keys_on_top=model_keys_on_top)
-    result = _run(config, out, resume=resume, overwrite=overwrite)
+    result = run_training(config, out, resume=resume, overwrite=overwrite)
+    if result.process == 0 and result.signal:
+        resuming = f"equipes train --out {out} --resume"
+        typer.echo(f"Stopped at step {result.steps}; continue with: {resuming}", err=True)
     if result.signal:
-        typer.echo(
-            f"Stopped at step {result.steps}; continue with: equipes train --out {out} --resume", err=True
-        )
         raise typer.Exit(128 + result.signal)
-    _print(result, quiet=json == STDOUT)
-    summary = jsonlib.loads((out / "summary.json").read_text(encoding="utf-8"))
-    write_json(summary, json, overwrite=overwrite)
-
-
-def _run(config: Config, out: Path, *, resume: bool, overwrite: bool) -> TrainingResult:
-    from equipes.training import train as run_training
-
-    return run_training(config, out, resume=resume, overwrite=overwrite)
+    if result.process == 0:  # the first process speaks for all
+        _print(result, quiet=json == STDOUT)
+        summary = jsonlib.loads((out / "summary.json").read_text(encoding="utf-8"))
+        write_json(summary, json, overwrite=overwrite)
 
 
 def _print(result: TrainingResult, *, quiet: bool) -> None:

@@ -53,8 +53,14 @@ class Budget:
     steps: int | None
     seconds: float | None
 
-    def progress(self, steps: int, seconds: float, reserve: float = 0.0) -> float:
-        """The fraction used, 0 to 1. `reserve` seconds of the time are kept for what follows the last step."""
+    def progress(self, steps: int, seconds: float, *, before: float = 0.0, after: float = 0.0) -> float:
+        """The fraction used by training, 0 to 1.
+
+        Of the time, `before` seconds went by before the first step and `after` seconds are kept for what follows the
+        last one, so that schedules begin and end with the steps.
+        """
         by_steps = steps / self.steps if self.steps else 0.0
-        by_time = seconds / max(self.seconds - reserve, 1e-9) if self.seconds else 0.0
+        by_time = 0.0
+        if self.seconds:
+            by_time = max(seconds - before, 0.0) / max(self.seconds - before - after, 1e-9)
         return min(1.0, max(by_steps, by_time))

@@ -16,8 +16,10 @@ class TrainingState:
     seconds: float = 0.0
     progress: float = 0.0
     """Fraction of the budget, as all processes agreed on it after the last step."""
-    reserve: float = 0.0
-    """Seconds that the final validation is expected to take."""
+    seconds_before: float = 0.0
+    """Of `seconds`, those before the first step: reading the data and the first validation."""
+    seconds_after: float = 0.0
+    """Seconds that the last validation is expected to take."""
     loss_sum: float = 0.0
     loss_steps: int = 0
     best_loss: float = float("inf")

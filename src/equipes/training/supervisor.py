@@ -78,6 +78,7 @@ class Supervisor(pl.Callback):
             self.metrics.restore(module.state.history)
         if module.state.step == 0:
             self._validate(trainer, module)
+            module.state.seconds_before = self.clock.elapsed()
         self._last_checkpoint = time.monotonic()
         self._agree(trainer, module)
         # However short the time, one step is made.
@@ -103,7 +104,9 @@ class Supervisor(pl.Callback):
         """Note the time and the budget used; whether a checkpoint is due. All processes come to the same answer."""
         state = module.state
         state.seconds = self.clock.elapsed()
-        state.progress = self.budget.progress(state.step, state.seconds, state.reserve)
+        state.progress = self.budget.progress(
+            state.step, state.seconds, before=state.seconds_before, after=state.seconds_after
+        )
         since = time.monotonic() - self._last_checkpoint
         due = since >= 60 * module.settings.checkpoint_every_minutes
         if trainer.world_size > 1:
@@ -162,7 +165,7 @@ class Supervisor(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if v is not None}, step=state.step)
         # The first validation is slower than the others, so the newest counts.
-        state.reserve = 1.2 * (time.monotonic() - began) + 0.2
+        state.seconds_after = 1.2 * (time.monotonic() - began) + 0.2
 
     def _save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         trainer.save_checkpoint(self.out / CHECKPOINT)

@@ -63,6 +63,7 @@ class TrainingResult:
         minutes: wall-clock time used, over all runs.
         reason: why it ended.
         signal: the signal that stopped it before its end, or 0; `resume=True` then continues.
+        process: number of this process; only the first, 0, evaluates on test frames and writes the summary.
     """
 
     out: Path
@@ -72,6 +73,7 @@ class TrainingResult:
     minutes: float
     reason: str
     signal: int = 0
+    process: int = 0
 
     @property
     def model(self) -> Path:
@@ -147,8 +149,9 @@ def train(
         minutes=state.seconds / 60,
         reason="interrupted" if stopped else supervisor.reason,
         signal=supervisor.signal if stopped else 0,
+        process=trainer.global_rank,
     )
-    if stopped or _rank() != 0:
+    if stopped or result.process != 0:
         return result
     return _finish(result, prepared, fingerprints, module.device)
 
