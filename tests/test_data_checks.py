@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -184,6 +185,11 @@ def test_copies_are_found_and_similar_structures_are_not(seed: int) -> None:
         assert duplicate_pairs(copies) == [(0, 1), (0, 2)]
 
 
+def test_cells_of_another_shape_are_not_copies() -> None:
+    cells = [[3, 3, 3, 90, 90, angle] for angle in (90, 90.1, 90)]
+    assert duplicate_pairs([Atoms("Cu", cell=cell, pbc=True) for cell in cells]) == [(0, 2)]
+
+
 def test_duplicates_are_found_among_many_alike() -> None:
     rng = np.random.default_rng(0)
     base = bulk("Cu", cubic=True) * (2, 2, 2)
@@ -231,6 +237,13 @@ def test_energy_outliers() -> None:
     finding = the("energy-outliers", *frames[:7], wrong, *frames[8:])
     assert finding.severity == "warning" and finding.frames == (wrong.label,)
     assert "up to 0.976 eV/atom" in finding.message
+
+
+def test_a_wide_distribution_is_not_full_of_outliers() -> None:
+    frames = ethanol()
+    scan = [replace(frame, energy=frame.energy + 9 * 2.0 * i) for i, frame in enumerate(frames[8:])]
+    assert not found("energy-outliers", *frames[:8], *scan)  # a dissociation, say
+    assert found("energy-outliers", *frames[:11], scan[-1])
 
 
 def test_one_enormous_energy_does_not_hide_itself() -> None:
@@ -296,6 +309,41 @@ def test_the_ratio_of_energy_and_work_is_one() -> None:
     forces, stress = work_ratios(volumes())
     # The basis set of these calculations changed with the volume, so energy and stress differ by 13 %.
     assert stress.decided and stress.ratio == pytest.approx(0.87, abs=0.02) and forces is None
+
+
+def strained_copper(noise: float = 0.0) -> list[Frame]:
+    """Cells that change while their atoms move, with energy, forces and stress of an analytical potential."""
+    rng = np.random.default_rng(3)
+    frames = []
+    for index in range(24):
+        atoms = bulk("Cu", cubic=True)
+        atoms.set_cell(atoms.cell @ (np.eye(3) + rng.normal(scale=4e-3, size=(3, 3))), scale_atoms=True)
+        atoms.rattle(0.01, rng=rng)
+        labelled = atoms.copy()
+        labelled.calc = EMT()
+        energy = labelled.get_potential_energy() + noise * rng.normal()
+        forces, stress = labelled.get_forces(), labelled.get_stress(voigt=False)
+        frames.append(Frame(atoms, energy, forces, stress, None, "emt.xyz", index))
+    return frames
+
+
+def test_the_works_of_forces_and_stress_belong_together() -> None:
+    _, stress = work_ratios(strained_copper())
+    assert stress.ratio == pytest.approx(1, abs=0.04) and stress.agreement > 0.95
+
+
+def test_pairs_with_little_work_have_little_weight() -> None:
+    _, stress = work_ratios(strained_copper(noise=1e-3))  # eV
+    assert stress.decided and stress.ratio == pytest.approx(1, abs=0.1)
+
+
+def test_the_ratio_does_not_care_in_which_cell_an_atom_is() -> None:
+    frames = displaced()
+    expected, _ = work_ratios(frames)
+    for i, frame in enumerate(frames):
+        frame.atoms.positions[i] += frame.atoms.cell[i % 3]
+    forces, _ = work_ratios(frames)
+    assert forces.pairs == expected.pairs and forces.ratio == pytest.approx(expected.ratio, rel=1e-9)
 
 
 def test_the_ratio_survives_a_few_wrong_labels() -> None:

@@ -125,6 +125,10 @@ def test_split(run: Run, tmp_path: Path) -> None:
     frames = read_frames(sample)
     for name, part in indices.items():
         assert [f.energy for f in read_frames(out / f"{name}.xyz")] == [frames[i].energy for i in part]
+    run(
+        "data", "split", sample, "--n-val", "2", "--n-test", "0.2", "--seed", "2", "--out", tmp_path / "other"
+    )
+    assert json.loads((tmp_path / "other/split.json").read_text()) != indices
     again = run(
         "data", "split", sample, "--n-val", out / "split.json", "--out", tmp_path / "again", "--json", "-"
     )

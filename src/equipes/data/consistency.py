@@ -148,7 +148,7 @@ def _told(quantity: str, measured: WorkRatio, suspects: Mapping[str, float]) -> 
     }
     nearest = min(distance, key=lambda what: distance[what], default=None)
     if nearest is None or distance[nearest] > _MATCH:
-        return f"{text}; check units and sign of energy, forces and stress, and declare data.units"
+        return f"{text}; check units and sign of energy, forces and stress, and data.units"
     return f"{text}; perhaps {nearest}"
 
 
