@@ -28,6 +28,16 @@ from training_samples import TINY, ethanol, uneven_frames, write_uneven
 QUIET = Console(quiet=True)
 
 
+# A rate so high that validation stagnates at once.
+PLATEAU = {
+    "schedule": "plateau",
+    "plateau_patience": 1,
+    "validate_every": 1,
+    "learning_rate": 0.3,
+    "ema_decay": 0,
+}
+
+
 class Died(BaseException):
     """A death at a chosen moment, in place of a signal."""
 
@@ -131,10 +141,7 @@ def test_the_global_random_state_is_not_touched(tmp_path: Path) -> None:
         ({"checkpoint_every_minutes": 1000}, (2, 6, 9)),
         ({"checkpoint_every_minutes": 0, "optimizer": "soap"}, (5,)),
         ({"checkpoint_every_minutes": 0, "optimizer": "muon"}, (5,)),
-        (
-            {"checkpoint_every_minutes": 0, "schedule": "plateau", "plateau_patience": 1, "ema_decay": 0},
-            (7,),
-        ),
+        ({"checkpoint_every_minutes": 0, **PLATEAU}, (7,)),
         ({"checkpoint_every_minutes": 0, "energy_weight": {0: 1, 0.5: 10}, "schedule": "wsd"}, (5,)),
     ],
     ids=["each step", "validations only", "soap", "muon", "plateau", "weights"],
@@ -155,10 +162,49 @@ def test_a_training_that_died_resumes_exactly(
     train(config, out, resume=True, console=QUIET)
     assert [row["step"] for row in rows(out)] == [row["step"] for row in rows(whole)]
     assert rows(out) == rows(whole)
+    if "plateau_patience" in changes:
+        assert len({row["lr"] for row in rows(whole)}) > 3
     # The file's header names the config; the weights are what must be equal.
     assert weights(out).keys() == weights(whole).keys()
     for name, value in weights(out).items():
         assert np.array_equal(value, weights(whole)[name]), name
+
+
+@pytest.mark.parametrize(
+    "death", ["before the row", "after the row", "before the model", "before the checkpoint"]
+)
+def test_death_between_two_files_changes_nothing(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    from equipes.models import Potential
+    from equipes.training.records import MetricsFile
+    from equipes.training.supervisor import Supervisor
+
+    owner, name = {
+        "before the row": (MetricsFile, "append"),
+        "after the row": (MetricsFile, "append"),
+        "before the model": (Potential, "save"),
+        "before the checkpoint": (Supervisor, "_save"),
+    }[death]
+    original = getattr(owner, name)
+    calls = 0
+
+    def deadly(*arguments: Any, **keywords: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and death != "after the row":
+            raise Died
+        original(*arguments, **keywords)
+        if calls == 2:
+            raise Died
+
+    out = tmp_path / "died"
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, deadly)
+        with pytest.raises(Died):
+            train(ethanol(), out, console=QUIET)
+    train(ethanol(), out, resume=True, console=QUIET)
+    assert same(out, undisturbed)
 
 
 def weights(out: Path) -> dict[str, np.ndarray]:
@@ -413,7 +459,8 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     keep = KeepGradients()
     train(uneven_config(tmp_path, 1), tmp_path / "one", console=QUIET, callbacks=[keep])
     dump_config(uneven_config(tmp_path, 2), tmp_path / "two.yaml")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     script = Path(__file__).parent / "two_processes.py"
     subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, env=environment, timeout=120)
     joint = torch.load(tmp_path / "gradients", weights_only=True)

@@ -176,6 +176,5 @@ class TrainingModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.state = TrainingState.from_dict(checkpoint[STATE_KEY]["state"])
-        self._loss_sum = None
         if not self.trainer.is_global_zero:
             self.state.loss_sum = 0.0
