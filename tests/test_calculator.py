@@ -127,6 +127,16 @@ def test_a_cell_that_shrinks_alone_asks_for_a_new_list() -> None:
         assert neighbors.builds == builds
 
 
+def test_a_little_of_both_asks_for_a_new_list_too() -> None:
+    """Neither the shrinking nor the way of the atoms would bring an unlisted pair within the cutoff alone."""
+    atoms = Atoms("Cu2", positions=[[0, 0, 0], [3.55, 0, 0]], cell=[20, 20, 20], pbc=True)
+    neighbors = SkinnedNeighbors(3.0, 0.5)
+    assert neighbors.graph(atoms).n_edges == 0
+    atoms.set_cell([18.6, 18.6, 18.6], scale_atoms=True)
+    atoms.positions += [[0.2, 0, 0], [-0.2, 0, 0]]
+    assert neighbors.graph(atoms).n_edges == 2
+
+
 def test_a_list_is_used_again_until_an_atom_moved_half_of_the_skin(
     potential: equipes.Potential, copper: Atoms
 ) -> None:

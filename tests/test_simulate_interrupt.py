@@ -55,8 +55,8 @@ def test_killed_and_continued_it_is_the_same_run(tmp_path: Path) -> None:
         process.wait()
     # What a kill in the middle of a write leaves behind.
     with (out / TABLE).open("a") as table, (out / TRAJECTORY).open("a") as trajectory:
-        table.write("999,39")
-        trajectory.write("32\nLattice=")
+        table.write("999,39\n" * 2000)
+        trajectory.write("32\nLattice=\n" * 50000)
     run_md(argon(), PairCalculator(cutoff=4.9), settings_for("npt", 120), out, resume=True)
     assert same_record(tmp_path / "whole", out)
 

@@ -57,12 +57,11 @@ def test_energy_is_conserved_to_second_order_in_the_time_step(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("atoms", "ensemble", "degrees"),
     [
-        (argon(), "nve", 93),
         (argon(), "nvt", 93),
         (argon(), "npt", 96),
         (cluster(), "nvt", 15),
-        (molecule("N2"), "nve", 1),
-        (molecule("CO2"), "nve", 3),
+        (molecule("N2"), "nvt", 1),
+        (molecule("CO2"), "nvt", 3),
     ],
 )
 def test_first_velocities_are_thermal_and_without_rigid_motion(
@@ -83,6 +82,12 @@ def test_first_velocities_are_thermal_and_without_rigid_motion(
     moving = degrees + (len(atoms) == 3)
     expected = moving / 2 * units.kB * 300
     assert np.mean(energies) == pytest.approx(expected, abs=4 * expected * np.sqrt(2 / moving / 400))
+
+
+def test_nve_starts_with_exactly_the_temperature(tmp_path: Path) -> None:
+    result = run_md(cluster(), strong(), MDSettings("nve", steps=0, temperature=80.0), tmp_path / "run")
+    assert read_table(result.out / TABLE)[0].temperature_k == pytest.approx(80.0, abs=1e-3)
+    np.testing.assert_allclose(result.atoms.get_angular_momentum(), 0, atol=1e-9)
 
 
 def test_nvt_is_canonical(tmp_path: Path) -> None:
@@ -296,13 +301,13 @@ def test_nor_with_another_potential_structure_or_file(tmp_path: Path) -> None:
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     out, settings = tmp_path / "run", MDSettings("nve", steps=2, temperature=10.0)
     run_md(cluster(), strong(), settings, out)
-    kept = (out / TABLE).read_bytes()
+    kept = (out / TRAJECTORY).read_bytes()
     with pytest.raises(InputError, match="overwrite"):
         run_md(cluster(), strong(), replace(settings, seed=5), out)
-    assert (out / TABLE).read_bytes() == kept
+    assert (out / TRAJECTORY).read_bytes() == kept
     (out / FAILURE).write_text("of an earlier run")
     run_md(cluster(), strong(), replace(settings, seed=5), out, overwrite=True)
-    assert (out / TABLE).read_bytes() != kept
+    assert (out / TRAJECTORY).read_bytes() != kept
     assert not (out / FAILURE).exists()
 
 

@@ -171,6 +171,32 @@ def test_a_collapsing_cell_stops_it() -> None:
         relax(bulk("Cu", cubic=True), Collapsing())
 
 
+class Attracting(Calculator):
+    """Two atoms that want to be at the same place."""
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012 - as in ASE
+
+    def __init__(self, refuse: float) -> None:
+        super().__init__()
+        self.refuse = refuse
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        super().calculate(atoms, list(properties), list(system_changes))
+        vector = atoms.positions[1] - atoms.positions[0]
+        if np.linalg.norm(vector) < self.refuse:
+            raise InputError("atoms 0 (Cu) and 1 (Cu) are at the same place")
+        self.results = {"energy": float(vector @ vector) / 2, "forces": np.array([vector, -vector])}
+
+
+def test_atoms_that_end_inside_each_other_are_no_result() -> None:
+    with pytest.raises(SimulationError, match=r"step \d+: atoms 0 \(Cu\) and 1 \(Cu\) are 0\.\d\d Å apart"):
+        relax(Atoms("Cu2", positions=[[0, 0, 0], [2, 0, 0]]), Attracting(0.0), fmax=0.5)
+    with pytest.raises(SimulationError, match=r"step \d+: atoms 0 .* same place"):
+        relax(Atoms("Cu2", positions=[[0, 0, 0], [2, 0, 0]]), Attracting(0.0), fmax=1e-9)
+    with pytest.raises(SimulationError, match=r"step \d+: atoms 0 .* same place"):
+        relax(Atoms("Cu2", positions=[[0, 0, 0], [2, 0, 0]]), Attracting(0.5))
+
+
 @pytest.mark.parametrize(
     ("atoms", "options", "sentence"),
     [

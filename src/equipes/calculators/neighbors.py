@@ -66,7 +66,7 @@ class SkinnedNeighbors:
             deformation = np.linalg.solve(complete_cell(self._cell), complete_cell(cell))
             smallest_stretch = float(np.linalg.svd(deformation, compute_uv=False)[-1])
             if not smallest_stretch * (self.cutoff + self.skin) >= self.cutoff:
-                return False
+                return False  # also of a cell so flat that the next line could not be solved
             displacements = np.linalg.solve(deformation.T, atoms.positions.T).T - self._positions
         farthest = float(np.sqrt(np.einsum("ni,ni->n", displacements, displacements).max()))
         # Written so that a position that is not a number asks for a new list, which then names the atom.

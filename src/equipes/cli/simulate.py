@@ -47,9 +47,9 @@ class EnsembleName(StrEnum):
 class OptimizerName(StrEnum):
     """Optimisers of a relaxation."""
 
-    fire = "fire"
     lbfgs = "lbfgs"
     bfgs = "bfgs"
+    fire = "fire"
 
 
 Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the network.")]
@@ -66,18 +66,22 @@ def relax(
     model: ModelPath,
     structure: StructurePath,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The relaxed structure [default: NAME_relaxed.extxyz].")
+        Path | None, typer.Option("--out", help="The relaxed structure.", show_default="NAME_relaxed.extxyz")
     ] = None,
     cell: Annotated[
         bool | None,
-        typer.Option("--cell/--no-cell", help="Relax the cell too [default: if periodic in all directions]."),
+        typer.Option(
+            "--cell/--no-cell", help="Relax the cell too.", show_default="if periodic in all directions"
+        ),
     ] = None,
     pressure: Annotated[float, typer.Option(help="Pressure on the cell, GPa.")] = 0.0,
     fmax: Annotated[float, typer.Option(help="Stop when all forces are smaller, eV/Å.")] = 0.01,
     smax: Annotated[float, typer.Option(help="… and stress + pressure too, GPa.")] = 0.05,
     steps: Annotated[int, typer.Option(help="Give up after so many steps.")] = 1000,
     symmetry: Annotated[bool, typer.Option("--symmetry", help="Keep the space group (spglib).")] = False,
-    optimizer: Annotated[OptimizerName, typer.Option(help="lbfgs is often faster.")] = OptimizerName.fire,
+    optimizer: Annotated[
+        OptimizerName, typer.Option(help="fire is slower, and harder to mislead.")
+    ] = OptimizerName.lbfgs,
     trajectory: Annotated[
         Path | None, typer.Option(help="Write every step: *.extxyz, *.traj, … (what ASE writes).")
     ] = None,
@@ -139,7 +143,7 @@ def relax(
         reached = f"largest force {result.max_force_ev_per_ang:.3g} eV/Å (limit {fmax:g})"
         if result.max_stress_deviation_gpa is not None:
             reached += f", stress {result.max_stress_deviation_gpa:.3g} GPa off (limit {smax:g})"
-        remedy = "give more --steps, or --optimizer lbfgs"
+        remedy = "give more --steps, or --optimizer fire"
         typer.echo(f"Error: not converged after {result.steps} steps: {reached}; {remedy}", err=True)
         raise typer.Exit(1)
 

@@ -87,6 +87,10 @@ def thermal_momenta(
     momenta = rng.standard_normal((len(atoms), 3)) * np.sqrt(masses * units.kB * temperature)
     atoms.set_momenta(momenta)  # constraints apply
     remove_rigid_motion(atoms, ensemble)
+    kinetic_energy = atoms.get_kinetic_energy()
+    if ensemble == "nve" and kinetic_energy > 0:
+        wanted = degrees_of_freedom(atoms, ensemble) / 2 * units.kB * temperature
+        atoms.set_momenta(atoms.get_momenta() * np.sqrt(wanted / kinetic_energy))
 
 
 def remove_rigid_motion(atoms: ase.Atoms, ensemble: Ensemble) -> None:

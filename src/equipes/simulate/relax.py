@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from ase.optimize.optimize import Optimizer
 
 from equipes.errors import InputError
 from equipes.simulate.errors import SimulationError
-from equipes.simulate.safety import check_finite
+from equipes.simulate.safety import Distances, check_finite
 
 OptimizerName = Literal["lbfgs", "bfgs", "fire"]
 _OPTIMIZERS: dict[str, type[Optimizer]] = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}
@@ -81,7 +81,7 @@ def relax(
     steps: int = 1000,
     symmetry: bool = False,
     constant_volume: bool = False,
-    optimizer: OptimizerName = "fire",
+    optimizer: OptimizerName = "lbfgs",
     on_step: Callable[[int, ase.Atoms, float, float | None], None] | None = None,
 ) -> RelaxResult:
     """The nearest minimum of the energy, or of the enthalpy under pressure.
@@ -96,12 +96,14 @@ def relax(
         steps: at most so many.
         symmetry: keep the space group (needs spglib); positions and cell are first made exactly symmetric.
         constant_volume: of the cell, relax only the shape; smax then holds for the stress without its trace.
-        optimizer: "fire" (Bitzek et al., Phys. Rev. Lett. 97, 170201, 2006), "lbfgs" or "bfgs".
+        optimizer: "lbfgs", which takes the fewest steps, "bfgs", or "fire" (Bitzek et al., Phys. Rev. Lett. 97, 170201,
+            2006), for a start so far from a minimum that the others lose their way.
         on_step: called with step, structure, largest force and largest stress deviation, also before the first step.
 
     Raises:
         InputError: options that do not fit the structure.
-        SimulationError: an energy or force that is no number, or a cell that collapses or expands threefold.
+        SimulationError: an energy or force that is no number, a cell that collapses or expands threefold, or atoms that
+            end inside each other.
     """
     relaxed = atoms.copy()
     relaxed.calc = calculator
@@ -120,7 +122,7 @@ def relax(
     # The optimiser's own criterion mixes forces with scaled stresses; ours names both, so it is asked never to stop.
     dynamics = _OPTIMIZERS[optimizer](target, logfile=None)
     step, converged, force, stress = 0, False, 0.0, None
-    for step, _ in enumerate(dynamics.irun(fmax=0.0, steps=steps)):
+    for step in _steps_of(dynamics, steps):
         check_finite(relaxed, f"step {step}")
         _check_volume(relaxed, volume_before, step)
         force = float(np.linalg.norm(relaxed.get_forces(), axis=1).max())
@@ -130,6 +132,7 @@ def relax(
         converged = force < fmax and (stress is None or stress < smax)
         if converged:
             break
+    Distances(relaxed).check(relaxed, f"step {step}")
     return RelaxResult(
         atoms=_with_results(relaxed, atoms),
         converged=converged,
@@ -145,6 +148,17 @@ def relax(
         spacegroup_before=before,
         spacegroup=_spacegroup(relaxed) if symmetry else None,
     )
+
+
+def _steps_of(dynamics: Optimizer, steps: int) -> Iterator[int]:
+    """Run an optimiser; what goes wrong inside it is told with the step."""
+    step = 0
+    try:
+        for step, _ in enumerate(dynamics.irun(fmax=0.0, steps=steps)):
+            yield step
+    except (InputError, RuntimeError) as error:
+        # Of the potential, of atoms that came to the same place, or of a step too large for the symmetry.
+        raise SimulationError(f"step {step + 1}: {error}") from error
 
 
 def _check_options(

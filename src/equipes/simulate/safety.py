@@ -8,6 +8,7 @@ from ase import units
 from ase.data import covalent_radii
 
 from equipes.calculators.neighbors import SkinnedNeighbors
+from equipes.errors import InputError
 from equipes.simulate.errors import SimulationError
 
 # Bonds under the highest pressures and thermal collisions stay above about 0.6 of the sum of covalent radii.
@@ -18,6 +19,41 @@ _TEMPERATURE_MARGIN = 5000.0  # K
 # Looking at distances takes as long as half a step of a small molecule, and thermal motion is slow against ten steps.
 _STEPS_BETWEEN_DISTANCES = 10
 _REMEDY = "take a smaller time step, start from a relaxed structure, or train on structures like this one"
+
+
+class Distances:
+    """Finds atoms of one structure, as it moves, that are inside each other.
+
+    Args:
+        atoms: the structure, for its elements.
+        fraction: atoms may not come closer than this fraction of the sum of their covalent radii; 0 allows all.
+    """
+
+    def __init__(self, atoms: ase.Atoms, fraction: float = CLOSEST_FRACTION) -> None:
+        self.radii = fraction * covalent_radii[atoms.numbers]
+        reach = 2 * float(self.radii.max())
+        self.neighbors = SkinnedNeighbors(reach, skin=1.0) if reach > 0 else None
+
+    def check(self, atoms: ase.Atoms, where: str) -> None:
+        """Raises `SimulationError`, beginning with `where`, that names the worst pair and its distance."""
+        if self.neighbors is None:
+            return
+        try:
+            graph = self.neighbors.graph(atoms)
+        except InputError as error:  # of atoms at the very same place
+            raise SimulationError(f"{where}: {error}") from error
+        if graph.n_edges == 0:
+            return
+        receiver, sender = graph.receiver.numpy(), graph.sender.numpy()
+        distances = graph.edge_vectors().norm(dim=1).numpy()
+        limits = self.radii[receiver] + self.radii[sender]
+        worst = int((distances / limits).argmin())
+        if distances[worst] < limits[worst]:
+            i, j = sorted((int(receiver[worst]), int(sender[worst])))
+            raise SimulationError(
+                f"{where}: atoms {i} ({atoms.symbols[i]}) and {j} ({atoms.symbols[j]}) are {distances[worst]:.2f} Å"
+                f" apart, closer than physically possible; {_REMEDY}"
+            )
 
 
 class Watch:
@@ -43,14 +79,13 @@ class Watch:
         self.degrees = degrees
         self.temperature_limit = _TEMPERATURE_FACTOR * temperature + _TEMPERATURE_MARGIN
         self.conserved = conserved
-        self.radii = closest_fraction * covalent_radii[atoms.numbers]
-        reach = 2 * float(self.radii.max())
-        self.neighbors = SkinnedNeighbors(reach, skin=1.0) if reach > 0 else None
+        self.distances = Distances(atoms, closest_fraction)
 
     def check(self, step: int, atoms: ase.Atoms, conserved: float | None) -> None:
         """Everything at once, after a step; `conserved` is the energy that should not have changed (eV)."""
         check_finite(atoms, f"step {step}")
-        self._check_distances(step, atoms)
+        if step % _STEPS_BETWEEN_DISTANCES == 0:
+            self.distances.check(atoms, f"step {step}")
         self._check_temperature(step, atoms)
         if conserved is None or self.conserved is None:
             return
@@ -59,23 +94,6 @@ class Watch:
             raise SimulationError(
                 f"step {step}: the conserved energy has changed by {change:.2f} eV/atom since the start"
                 f" (atom {_fastest(atoms)} is the fastest); {_REMEDY}"
-            )
-
-    def _check_distances(self, step: int, atoms: ase.Atoms) -> None:
-        if self.neighbors is None or step % _STEPS_BETWEEN_DISTANCES:
-            return
-        graph = self.neighbors.graph(atoms)
-        if graph.n_edges == 0:
-            return
-        receiver, sender = graph.receiver.numpy(), graph.sender.numpy()
-        distances = graph.edge_vectors().norm(dim=1).numpy()
-        limits = self.radii[receiver] + self.radii[sender]
-        worst = int((distances / limits).argmin())
-        if distances[worst] < limits[worst]:
-            i, j = sorted((int(receiver[worst]), int(sender[worst])))
-            raise SimulationError(
-                f"step {step}: atoms {i} ({atoms.symbols[i]}) and {j} ({atoms.symbols[j]}) are {distances[worst]:.2f} Å"
-                f" apart, closer than physically possible; {_REMEDY}"
             )
 
     def _check_temperature(self, step: int, atoms: ase.Atoms) -> None:
