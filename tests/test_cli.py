@@ -162,9 +162,11 @@ def test_developers_see_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in run_forked("--traceback", "info", missing, cwd=tmp_path).stderr
 
 
-def test_a_closed_pipe_is_silent(model: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # the complaint comes at the end, or at the first line
+def test_a_closed_pipe_is_silent(unbuffered: str, model: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "equipes", "info", str(model)],
+        [sys.executable, "-m", "equipes", "info", str(model), "--json", "-"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": unbuffered},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -190,6 +192,16 @@ def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr == "Interrupted\n"
+
+
+def test_an_existing_json_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    target = tmp_path / "numbers.json"
+    output.check_json_path(target)
+    target.write_text("precious")
+    with pytest.raises(equipes.InputError, match=r"numbers\.json exists"):
+        output.check_json_path(target)
+    output.check_json_path(target, overwrite=True)
+    output.check_json_path(Path("-"))
 
 
 def test_json_is_strict(tmp_path: Path) -> None:
