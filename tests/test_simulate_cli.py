@@ -76,6 +76,15 @@ def test_relax_says_that_the_cell_relaxes_and_writes(
     assert "the cell is held" in capsys.readouterr().out
 
 
+def test_targets_are_looked_at_before_the_work(here: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("there.png").touch()
+    Path("there.extxyz").touch()
+    for command, option in (("relax", "--out"), ("relax", "--trajectory"), ("eos", "--out"), ("eos", "--plot")):
+        name = "there.png" if option == "--plot" else "there.extxyz"
+        assert equipes_command(command, "absent.safetensors", "absent.cif", option, name) == 2
+        assert f"{name} exists" in capsys.readouterr().err
+
+
 def test_relax_without_convergence_is_status_1(here: Path, emt: None, capsys: pytest.CaptureFixture) -> None:
     assert equipes_command("relax", "any", "water.extxyz", "--frame", -1, "--steps", 1, "--json", "-") == 1
     shown = capsys.readouterr()

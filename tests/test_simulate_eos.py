@@ -54,7 +54,7 @@ def test_copper_from_near_and_far(a: float) -> None:
 
 
 def test_a_known_curve_is_recovered_also_under_a_huge_total_energy() -> None:
-    modulus, derivative, volume, energy = 97.0 * units.GPa, 4.2, 20.0, -7890.123456
+    modulus, derivative, volume, energy = 97.0 * units.GPa, 4.2, 20.0, -78901.23456
     calculator = OfVolume(lambda v: birchmurnaghan(v, energy, modulus, derivative, volume))
     result = equation_of_state(bulk("Si", cubic=True, a=5.6), calculator)
     assert result.bulk_modulus_gpa == pytest.approx(97.0, rel=1e-4)
