@@ -26,6 +26,7 @@ from structures import SPECIES, ensembles, rotations, seeds
 
 ROUND_OFF = 1e-10
 FINITE_DIFFERENCE = 1e-6
+SINGLE = 1e-4
 STEP = 1e-3
 # Fourth-order central difference: sum of weight * f(x + k STEP) / STEP.
 STENCIL = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
@@ -60,6 +61,9 @@ class Model:
 
     def __repr__(self) -> str:
         return self.name
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.name)  # in what hypothesis says of a failing example
 
 
 @dataclass(frozen=True)
@@ -413,14 +417,25 @@ class PhysicalLaws:
 
     @given(ensemble=ensembles())
     def test_float32_is_near_float64(self, model: Model, ensemble: list[Atoms]) -> None:
+        """To 32-bit round-off, some of whose digits are lost where large terms cancel in a small sum."""
         prediction = model.float32(graph_of(ensemble, max(model.cutoffs)))
-        assert {prediction.energy.dtype, prediction.energies.dtype, prediction.forces.dtype} == {
-            torch.float64
-        }
+        fields = (
+            prediction.energy,
+            prediction.energies,
+            prediction.forces,
+            prediction.stress,
+            prediction.virial,
+        )
+        assert {field.dtype for field in fields} == {torch.float64}
         for actual, expected in zip(
             split(model, ensemble, prediction), evaluate(model, ensemble), strict=True
         ):
-            same(actual, expected, tolerance=2e-5)
+            kind = expected.kind
+            close(actual.energies, expected.energies, SINGLE, f"{kind} energies")
+            close(actual.forces, expected.forces, SINGLE, f"{kind} forces")
+            # Edges of 2 Å, whose pull cancels near equilibrium.
+            scale = max(np.abs(expected.virial).max(), 2 * np.abs(expected.forces).max())
+            close(actual.virial, expected.virial, SINGLE, f"{kind} virial", scale=scale)
 
     @given(ensemble=ensembles(("molecule", "crystal"), max_atoms=3))
     def test_what_is_asked_for(self, model: Model, ensemble: list[Atoms]) -> None:

@@ -178,7 +178,7 @@ def test_scalar_network() -> None:
 def test_initial_weights_keep_the_size_of_signals() -> None:
     network = ScalarMLP(64, [128, 128], 64)
     h = torch.randn(500, 64)
-    assert 0.5 < float(network(h).square().mean()) < 2.0
+    assert 0.5 < network(h).square().mean().item() < 2.0
 
 
 def test_zbl() -> None:
