@@ -17,8 +17,8 @@ struct PathSpec {
 template <class T>
 struct MessageArrays {
   std::vector<Rows<T>> x, x_tangent, x_cotangent;  // of the input blocks
-  std::vector<Rows<T>> messages;  // forward and tangent: written
-  std::vector<Rows<T>> cotangent, cotangent_tangent;  // reverse
+  std::vector<Rows<T>> messages;  // forward and tangent write them, the reverse sweeps read their cotangents
+  std::vector<Rows<T>> messages_tangent;  // changes of the cotangents
   T* harmonics_cotangent = nullptr;  // [(l_max + 1)²][stride], added to
   T* length_cotangent = nullptr;  // [stride], added to
 };
@@ -63,25 +63,24 @@ class Convolution {
   const std::vector<PathSpec>& paths() const { return paths_; }
   const Irrep& input_of(int path) const { return irreps_in_[paths_[path].block]; }
 
-  void forward(Team team, const Neighbours<T>& edges, const std::vector<std::int64_t>& groups,
-               const std::vector<WeightTile<T>>& tiles, const MessageArrays<T>& arrays) const {
-    run_forward(team, edges, groups, tiles, arrays, false);
-  }
-
-  void tangent(Team team, const Neighbours<T>& edges, const std::vector<std::int64_t>& groups,
-               const std::vector<WeightTile<T>>& tiles, const MessageArrays<T>& arrays) const {
-    run_forward(team, edges, groups, tiles, arrays, true);
-  }
-
-  // Cotangents of features, harmonics and lengths are added to; each thread needs arrays of its own.
-  void reverse(Team team, const Neighbours<T>& edges, const std::vector<std::int64_t>& groups,
-               const std::vector<WeightTile<T>>& tiles, const MessageArrays<T>& arrays) const {
-    run_reverse(team, edges, groups, tiles, arrays, false);
-  }
-
-  void dual_reverse(Team team, const Neighbours<T>& edges, const std::vector<std::int64_t>& groups,
-                    const std::vector<WeightTile<T>>& tiles, const MessageArrays<T>& arrays) const {
-    run_reverse(team, edges, groups, tiles, arrays, true);
+  // Cotangents of features, harmonics and lengths are added to; each thread needs arrays of its own for them. All else is
+  // written by one thread only, so nothing is atomic, and the result depends on the number of threads alone.
+  void run(MessageSweep sweep, Team team, const Neighbours<T>& edges, const std::vector<std::int64_t>& groups,
+           const std::vector<WeightTile<T>>& tiles, const MessageArrays<T>& arrays) const {
+    double work = 0;
+    for (const Job& job : jobs_) work += job.cost;
+    work *= double(edges.row[groups.back()] - edges.row[0]);
+    double done = 0;
+    for (std::size_t g = 0; g + 1 < groups.size(); ++g) {
+      const double n = double(edges.row[groups[g + 1]] - edges.row[groups[g]]);
+      for (const Job& job : jobs_) {
+        // A job belongs to the thread in whose share of the work its middle lies.
+        const double middle = done + 0.5 * job.cost * n;
+        done += job.cost * n;
+        const int owner = work > 0 ? std::min(team.size - 1, int(middle / work * team.size)) : 0;
+        if (owner == team.rank) run(sweep, job, edges, groups[g], groups[g + 1], tiles, arrays);
+      }
+    }
   }
 
  private:
@@ -119,88 +118,37 @@ class Convolution {
     jobs_.push_back(job);
   }
 
-  // Calls f(job, first receiver, last receiver) for this thread's part of all (group, job), cut where the work is even.
-  template <class Jobs, class F>
-  static void shared(Team team, const Neighbours<T>& edges, const std::vector<std::int64_t>& groups, const Jobs& jobs,
-                     F&& f) {
-    double total = 0;
-    for (const auto& job : jobs) total += job.cost;
-    const double all = total * double(edges.row[groups.back()] - edges.row[0]);
-    double done = 0;
-    for (std::size_t g = 0; g + 1 < groups.size(); ++g) {
-      const double n = double(edges.row[groups[g + 1]] - edges.row[groups[g]]);
-      for (const auto& job : jobs) {
-        // A job belongs to the thread in whose share of the work its middle lies.
-        const double middle = done + 0.5 * job.cost * n;
-        done += job.cost * n;
-        const int owner = all > 0 ? std::min(team.size - 1, int(middle / all * team.size)) : 0;
-        if (owner == team.rank) f(job, groups[g], groups[g + 1]);
-      }
-    }
-  }
-
-  // The edges of receivers first .. last with their harmonics of degree l2.
-  static Neighbours<T> part(Neighbours<T> edges, int l2, std::int64_t first, std::int64_t last) {
-    edges.first = first;
-    edges.last = last;
-    edges.harmonics += l2 * l2 * edges.stride;
-    if (edges.harmonics_tangent != nullptr) edges.harmonics_tangent += l2 * l2 * edges.stride;
-    return edges;
-  }
-
-  void run_forward(Team team, const Neighbours<T>& edges, const std::vector<std::int64_t>& groups,
-                   const std::vector<WeightTile<T>>& tiles, const MessageArrays<T>& arrays, bool tangent) const {
-    struct TileJob {
-      const WeightTile<T>* tile;
-      double cost;
+  void run(MessageSweep sweep, const Job& job, const Neighbours<T>& edges, std::int64_t first, std::int64_t last,
+           const std::vector<WeightTile<T>>& tiles, const MessageArrays<T>& arrays) const {
+    const auto rows = [](const std::vector<Rows<T>>& blocks, int block, int channel) {
+      return blocks.empty() ? Rows<T>{} : blocks[block].from_channel(channel);
     };
-    std::vector<TileJob> jobs;
-    for (const WeightTile<T>& tile : tiles) jobs.push_back({&tile, cost(tile.path) * tile.vectors});
-    shared(team, edges, groups, jobs, [&](const TileJob& job, std::int64_t first, std::int64_t last) {
-      const WeightTile<T>& tile = *job.tile;
-      const PathSpec& path = paths_[tile.path];
-      ForwardJob<T> task;
-      task.edges = part(edges, path.l2, first, last);
-      task.vectors = tile.vectors;
-      task.x = arrays.x[path.block].from_channel(tile.channel);
-      if (tangent) task.x_tangent = arrays.x_tangent[path.block].from_channel(tile.channel);
-      task.w = tile.w;
-      task.stride = tile.stride;
-      task.derivative = tile.derivative;
-      task.messages = arrays.messages[section_[tile.path]].from_channel(column(tile.path) + tile.channel);
-      const int l1 = input_of(tile.path).l;
-      (tangent ? MessageKernels<T>::tangent(l1, path.l2, path.l3) : MessageKernels<T>::forward(l1, path.l2, path.l3))(
-          task);
-    });
-  }
-
-  void run_reverse(Team team, const Neighbours<T>& edges, const std::vector<std::int64_t>& groups,
-                   const std::vector<WeightTile<T>>& tiles, const MessageArrays<T>& arrays, bool dual) const {
-    shared(team, edges, groups, jobs_, [&](const Job& job, std::int64_t first, std::int64_t last) {
-      ReverseJob<T> task;
-      task.edges = part(edges, job.l2, first, last);
-      task.vectors = job.vectors;
-      task.x = arrays.x[job.block].from_channel(job.channel);
-      if (dual) task.x_tangent = arrays.x_tangent[job.block].from_channel(job.channel);
-      task.x_cotangent = arrays.x_cotangent[job.block].from_channel(job.channel);
-      for (int k = 0; k <= kMaxL; ++k) {
-        if (job.tile[k] < 0) continue;
-        const WeightTile<T>& tile = tiles[job.tile[k]];
-        const int section = section_[tile.path], channel = column(tile.path) + tile.channel;
-        PathRows<T>& path = task.paths[k];
-        path.w = tile.w;
-        path.stride = tile.stride;
-        path.derivative = tile.derivative;
-        path.w_cotangent = tile.cotangent;
-        path.cotangent = arrays.cotangent[section].from_channel(channel);
-        if (dual) path.cotangent_tangent = arrays.cotangent_tangent[section].from_channel(channel);
-      }
-      if (arrays.harmonics_cotangent != nullptr)
-        task.harmonics_cotangent = arrays.harmonics_cotangent + job.l2 * job.l2 * edges.stride;
-      task.length_cotangent = arrays.length_cotangent;
-      const int l1 = irreps_in_[job.block].l;
-      (dual ? MessageKernels<T>::dual_reverse(l1, job.l2) : MessageKernels<T>::reverse(l1, job.l2))(task);
-    });
+    MessageJob<T> task;
+    task.edges = edges;
+    task.edges.first = first;
+    task.edges.last = last;
+    task.edges.harmonics += job.l2 * job.l2 * edges.stride;
+    if (edges.harmonics_tangent != nullptr) task.edges.harmonics_tangent += job.l2 * job.l2 * edges.stride;
+    task.vectors = job.vectors;
+    task.x = rows(arrays.x, job.block, job.channel);
+    task.x_tangent = rows(arrays.x_tangent, job.block, job.channel);
+    task.x_cotangent = rows(arrays.x_cotangent, job.block, job.channel);
+    for (int k = 0; k <= kMaxL; ++k) {
+      if (job.tile[k] < 0) continue;
+      const WeightTile<T>& tile = tiles[job.tile[k]];
+      const int section = section_[tile.path], channel = column(tile.path) + tile.channel;
+      PathRows<T>& path = task.paths[k];
+      path.w = tile.w;
+      path.stride = tile.stride;
+      path.derivative = tile.derivative;
+      path.w_cotangent = tile.cotangent;
+      path.messages = rows(arrays.messages, section, channel);
+      path.messages_tangent = rows(arrays.messages_tangent, section, channel);
+    }
+    if (arrays.harmonics_cotangent != nullptr)
+      task.harmonics_cotangent = arrays.harmonics_cotangent + job.l2 * job.l2 * edges.stride;
+    task.length_cotangent = arrays.length_cotangent;
+    message_kernel<T>(sweep, irreps_in_[job.block].l, job.l2)(task);
   }
 
   std::vector<Irrep> irreps_in_;

@@ -20,6 +20,13 @@ void gather(Team team, T* data, const std::vector<T*>& extra, std::int64_t n) {
     for (std::int64_t i = first; i < last; ++i) data[i] += extra[r][i];
 }
 
+template <class V>
+std::vector<V> pick(const std::vector<V>& from, const std::vector<int>& indices) {
+  std::vector<V> result;
+  for (int index : indices) result.push_back(from[index]);
+  return result;
+}
+
 int group_size(const std::vector<Irrep>& irreps, int l, int p) {
   for (const Irrep& irrep : irreps)
     if (irrep.l == l && irrep.p == p) return irrep.multiplicity;
@@ -113,17 +120,24 @@ Engine<T>::Engine(const ModelSpec& spec) : spec_(spec) {
 
 // ---- Linear layers
 
+// Atoms that share a norm: all of them, or those of each species.
+template <class T>
+std::vector<SpeciesRange> Engine<T>::ranges_of_norms(const Pass& pass) const {
+  for (double norm : spec_.norms)
+    if (norm != spec_.norms[0]) return pass.plan.species;
+  return {{0, 0, pass.plan.atoms}};
+}
+
 // y = x W norm / √channels, norm that of the atom's species; or, in reverse, the cotangent of x (in y) from that of y.
 template <class T>
 void Engine<T>::linear(Team team, const Pass& pass, const Layer& layer, const T* x, T* y, bool reverse) const {
-  std::vector<SpeciesRange> ranges = pass.plan.species;
-  bool uniform = true;
-  for (double norm : spec_.norms) uniform = uniform && norm == spec_.norms[0];
-  if (uniform) ranges = {{0, 0, pass.plan.atoms}};
+  const Timer timer(team, Routine::kLinear);
+  const std::vector<SpeciesRange> ranges = ranges_of_norms(pass);
   for (const BlockWeight& entry : layer.linear_1) {
     const Block<T>& block = layer.in.blocks[entry.from];
     const int width = block.width();
     const Matrix<T> weight{pass.values[entry.weight], width};
+    count_operations(team, Routine::kLinear, 2.0 * pass.plan.atoms * block.components() * width * width);
     for (const SpeciesRange& range : ranges) {
       const T factor = T(spec_.norms[range.type] / std::sqrt(double(block.channels.count())));
       const std::int64_t start = range.first * block.size(), rows = (range.last - range.first) * block.components();
@@ -136,6 +150,7 @@ void Engine<T>::linear(Team team, const Pass& pass, const Layer& layer, const T*
 // z = messages W / √channels; or, in reverse, the cotangent of the messages (in z) from that of z (in messages).
 template <class T>
 void Engine<T>::mix(Team team, const Pass& pass, const Layer& layer, const T* from, T* to, bool reverse) const {
+  const Timer timer(team, Routine::kLinear);
   const std::int64_t atoms = pass.plan.atoms;
   for (const BlockWeight& entry : layer.linear_2) {
     const Block<T>& in = layer.convolution.messages().blocks[entry.from];
@@ -143,6 +158,7 @@ void Engine<T>::mix(Team team, const Pass& pass, const Layer& layer, const T* fr
     const Matrix<T> weight{pass.values[entry.weight], out.width()};
     const T factor = T(1.0 / std::sqrt(double(in.channels.count())));
     const std::int64_t rows = atoms * in.components();
+    count_operations(team, Routine::kLinear, 2.0 * rows * in.width() * out.width());
     if (reverse)
       multiply<T>(team, rows, in.width(), out.width(), {out.of(from, atoms), out.width()}, weight.transposed(),
                   in.of(to, atoms), in.width(), false, factor);
@@ -159,11 +175,13 @@ void Engine<T>::mix(Team team, const Pass& pass, const Layer& layer, const T* fr
 template <class T>
 void Engine<T>::self_connect(Team team, const Pass& pass, const Layer& layer, int k, const T* from, T* to,
                              bool reverse) const {
+  const Timer timer(team, Routine::kSelfConnection);
   const std::int64_t atoms = pass.plan.atoms;
   for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
     const BlockWeight& entry = layer.self_connection[c];
     const Block<T>& in = layer.in.blocks[entry.from];
     const Block<T>& out = layer.gate_in.blocks[entry.to];
+    count_operations(team, Routine::kSelfConnection, 2.0 * atoms * in.components() * in.width() * out.width());
     for (std::size_t s = 0; s < pass.plan.species.size(); ++s) {
       const SpeciesRange& range = pass.plan.species[s];
       const Matrix<T> weight{pass.layers[k].species_matrices[c] + s * in.width() * out.width(), out.width()};
@@ -179,10 +197,201 @@ void Engine<T>::self_connect(Team team, const Pass& pass, const Layer& layer, in
   }
 }
 
+// W_species[u, w] = Σ_v a_species[v] W[u, v, w] / √(channels · attributes)
+template <class T>
+void Engine<T>::make_species_matrices(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kSpeciesMatrices);
+  const Layer& layer = layers_[k];
+  const std::int64_t n_species = std::int64_t(pass.plan.species.size());
+  for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
+    const BlockWeight& entry = layer.self_connection[c];
+    const Block<T>& in = layer.in.blocks[entry.from];
+    const int width = layer.gate_in.blocks[entry.to].width();
+    const std::int64_t stride = std::int64_t(in.width()) * width;
+    const T factor = T(1.0 / std::sqrt(double(in.channels.count()) * spec_.n_attributes));
+    const auto [first, last] = team.share(in.width());
+    for (std::int64_t u = first; u < last; ++u) {
+      T* target = pass.layers[k].species_matrices[c] + u * width;
+      if (u < in.channels.count())
+        multiply<T>(Team{}, n_species, width, spec_.n_attributes, {pass.attributes, attributes_.blocks[0].width()},
+                    {pass.values[entry.weight] + u * weights_[entry.weight].matrix_size(), width}, target, stride, false,
+                    factor);
+      else
+        for (std::int64_t s = 0; s < n_species; ++s) std::fill_n(target + s * stride, width, T(0));
+    }
+    count_operations(team, Routine::kSpeciesMatrices, 2.0 * in.channels.count() * spec_.n_attributes * width * n_species);
+  }
+}
+
+// ---- Gradients of the linear layers: xᵀ (change of the cotangent) + (tangent of x)ᵀ cotangent
+
+template <class T>
+void Engine<T>::linear_gradient(Team team, const Pass& pass, int k, const std::vector<T*>& targets) const {
+  const Timer timer(team, Routine::kLinearGradient);
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  const std::vector<SpeciesRange> ranges = ranges_of_norms(pass);
+  for (const BlockWeight& entry : layer.linear_1) {
+    const Block<T>& block = layer.in.blocks[entry.from];
+    const int width = block.width();
+    T* target = targets[entry.weight];
+    for (const SpeciesRange& range : ranges) {
+      const T norm = T(spec_.norms[range.type] / std::sqrt(double(block.channels.count())));
+      const std::int64_t start = range.first * block.size(), rows = (range.last - range.first) * block.components();
+      multiply<T>(team, width, width, rows, Matrix<T>{block.of(state.x, atoms) + start, width}.transposed(),
+                  {block.of(state.y_change, atoms) + start, width}, target, width, &range != &ranges[0], norm);
+      if (k > 0)  // the first features do not change
+        multiply<T>(team, width, width, rows, Matrix<T>{block.of(state.x_tangent, atoms) + start, width}.transposed(),
+                    {block.of(state.y_cotangent, atoms) + start, width}, target, width, true, norm);
+    }
+    count_operations(team, Routine::kLinearGradient,
+                     (k > 0 ? 4.0 : 2.0) * atoms * block.components() * width * width);
+  }
+}
+
+template <class T>
+void Engine<T>::mix_gradient(Team team, const Pass& pass, int k, const std::vector<T*>& targets) const {
+  const Timer timer(team, Routine::kLinearGradient);
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  for (const BlockWeight& entry : layer.linear_2) {
+    const Block<T>& in = layer.convolution.messages().blocks[entry.from];
+    const Block<T>& out = layer.gate_in.blocks[entry.to];
+    const T norm = T(1.0 / std::sqrt(double(in.channels.count())));
+    const std::int64_t rows = atoms * in.components();
+    T* target = targets[entry.weight];
+    multiply<T>(team, in.width(), out.width(), rows, Matrix<T>{in.of(state.messages, atoms), in.width()}.transposed(),
+                {out.of(state.z_change, atoms), out.width()}, target, out.width(), false, norm);
+    multiply<T>(team, in.width(), out.width(), rows,
+                Matrix<T>{in.of(state.messages_tangent, atoms), in.width()}.transposed(),
+                {out.of(state.z_cotangent, atoms), out.width()}, target, out.width(), true, norm);
+    count_operations(team, Routine::kLinearGradient, 4.0 * rows * in.width() * out.width());
+  }
+}
+
+// First by the matrices of the species, then by what these are made of.
+template <class T>
+void Engine<T>::self_connection_gradient(Team team, const Pass& pass, int k, const std::vector<T*>& targets) const {
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  const std::vector<SpeciesRange>& species = pass.plan.species;
+  {
+    const Timer timer(team, Routine::kSelfConnectionGradient);
+    for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
+      const BlockWeight& entry = layer.self_connection[c];
+      const Block<T>& in = layer.in.blocks[entry.from];
+      const Block<T>& out = layer.gate_in.blocks[entry.to];
+      for (std::size_t s = 0; s < species.size(); ++s) {
+        const std::int64_t rows = (species[s].last - species[s].first) * in.components();
+        const std::int64_t at_in = species[s].first * in.size(), at_out = species[s].first * out.size();
+        T* target = state.species_changes[c] + s * in.width() * out.width();
+        multiply<T>(team, in.width(), out.width(), rows,
+                    Matrix<T>{in.of(state.x, atoms) + at_in, in.width()}.transposed(),
+                    {out.of(state.z_change, atoms) + at_out, out.width()}, target, out.width(), false, T(1));
+        multiply<T>(team, in.width(), out.width(), rows,
+                    Matrix<T>{in.of(state.x_tangent, atoms) + at_in, in.width()}.transposed(),
+                    {out.of(state.z_cotangent, atoms) + at_out, out.width()}, target, out.width(), true, T(1));
+      }
+      count_operations(team, Routine::kSelfConnectionGradient, 4.0 * atoms * in.components() * in.width() * out.width());
+    }
+  }
+  team.wait();
+  const Timer timer(team, Routine::kSpeciesMatrices);
+  const int n_attributes = attributes_.blocks[0].width();
+  for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
+    const BlockWeight& entry = layer.self_connection[c];
+    const Block<T>& in = layer.in.blocks[entry.from];
+    const int width = layer.gate_in.blocks[entry.to].width(), channels = in.channels.count();
+    const Weight<T>& cube = weights_[entry.weight];
+    const T norm = T(1.0 / std::sqrt(double(channels) * spec_.n_attributes));
+    const std::int64_t size = std::int64_t(in.width()) * width;
+    const auto [first_row, last_row] = team.share(channels);
+    for (std::int64_t u = first_row; u < last_row; ++u)
+      multiply<T>(Team{}, spec_.n_attributes, width, species.size(),
+                  Matrix<T>{pass.attributes, n_attributes}.transposed(), {state.species_changes[c] + u * width, size},
+                  targets[entry.weight] + u * cube.matrix_size(), width, false, norm);
+    const auto [first, last] = team.share(spec_.n_attributes);
+    for (std::int64_t v = first; v < last; ++v)
+      for (std::size_t s = 0; s < species.size(); ++s) {
+        Vector<T> total{};
+        for (int u = 0; u < channels; ++u) {
+          const T* matrix = pass.values[entry.weight] + u * cube.matrix_size() + v * width;
+          const T* change = state.species_changes[c] + s * size + u * width;
+          for (int w = 0; w < width; w += kLanes<T>) total += load(matrix + w) * load(change + w);
+        }
+        targets[embedding_][species[s].type * n_attributes + v] += sum<T>(total) * norm;
+      }
+    count_operations(team, Routine::kSpeciesMatrices, 4.0 * channels * spec_.n_attributes * width * species.size());
+  }
+}
+
+// ---- Radial network
+
+template <class T>
+void Engine<T>::radial_forward(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kRadialForward);
+  const Network<T>& network = layers_[k].radial;
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t rows = 2 * pass.plan.pairs;
+  const std::vector<const T*> values = pick(pass.values, layers_[k].radial_weights);
+  network.hidden(team, state.radial, values);
+  const Weight<T>& widening = network.weights.back();
+  const auto [first, last] = team.share(std::int64_t(state.tiles.size()));
+  for (std::int64_t t = first; t < last; ++t) {
+    const WeightTile<T>& tile = state.tiles[t];
+    const int column = widening.columns.start(tile.path) + tile.channel;
+    multiply<T>(Team{}, rows, tile.derivative, widening.rows.width(),
+                {state.radial.inputs.back(), widening.rows.width()}, {values.back() + column, widening.columns.width()},
+                const_cast<T*>(tile.w), tile.derivative, false, network.last_scale());
+  }
+  for (const Weight<T>& weight : network.weights)
+    count_operations(team, Routine::kRadialForward, 2.0 * rows * weight.rows.width() * weight.columns.width());
+}
+
+// From the changes of the weights' cotangents to the gradient of the network.
+template <class T>
+void Engine<T>::radial_backward(Team team, Pass& pass, int k, const std::vector<T*>& targets,
+                                double* roots_gradient) const {
+  const Timer timer(team, Routine::kRadialBackward);
+  const Network<T>& network = layers_[k].radial;
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t rows = 2 * pass.plan.pairs;
+  const std::vector<const T*> values = pick(pass.values, layers_[k].radial_weights);
+  const std::vector<T*> gradients = pick(targets, layers_[k].radial_weights);
+  const Weight<T>& widening = network.weights.back();
+  const int n_hidden = widening.rows.width(), n_weights = widening.columns.width();
+  const T scale = network.last_scale();
+  const auto [first, last] = team.share(std::int64_t(state.tiles.size()));
+  for (std::int64_t t = first; t < last; ++t) {
+    const WeightTile<T>& tile = state.tiles[t];
+    const int column = widening.columns.start(tile.path) + tile.channel;
+    multiply<T>(Team{}, n_hidden, tile.derivative, rows, Matrix<T>{state.radial.inputs.back(), n_hidden}.transposed(),
+                {tile.cotangent, tile.derivative}, gradients.back() + column, n_weights, false, scale);
+  }
+  bool add = false;
+  for (const WeightTile<T>& tile : state.tiles) {
+    const int column = widening.columns.start(tile.path) + tile.channel;
+    multiply<T>(team, rows, n_hidden, tile.derivative, {tile.cotangent, tile.derivative},
+                Matrix<T>{values.back() + column, n_weights}.transposed(), pass.hidden_change, n_hidden, add, scale);
+    add = true;
+  }
+  team.wait();
+  network.reverse_hidden(team, state.radial, values, pass.hidden_change, gradients, pass.basis_change);
+  if (roots_gradient != nullptr && team.rank == 0)
+    pass.basis.roots_gradient(pass.plan, Channels<T>::padded(spec_.n_roots),
+                              network.last() > 0 ? pass.basis_change : pass.hidden_change, roots_gradient);
+  for (const Weight<T>& weight : network.weights)
+    count_operations(team, Routine::kRadialBackward, 4.0 * rows * weight.rows.width() * weight.columns.width());
+}
+
 // ---- Gate
 
 template <class T>
 void Engine<T>::gate(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
   const std::int64_t atoms = pass.plan.atoms;
@@ -227,6 +436,7 @@ void Engine<T>::gate(Team team, Pass& pass, int k) const {
 
 template <class T>
 void Engine<T>::gate_reverse(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
   const std::int64_t atoms = pass.plan.atoms;
@@ -265,6 +475,7 @@ void Engine<T>::gate_reverse(Team team, Pass& pass, int k) const {
 
 template <class T>
 void Engine<T>::gate_tangent(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
   const std::int64_t atoms = pass.plan.atoms;
@@ -301,6 +512,7 @@ void Engine<T>::gate_tangent(Team team, Pass& pass, int k) const {
 
 template <class T>
 void Engine<T>::gate_dual(Team team, Pass& pass, int k, const T* change) const {
+  const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
   const std::int64_t atoms = pass.plan.atoms;
@@ -347,9 +559,28 @@ void Engine<T>::gate_dual(Team team, Pass& pass, int k, const T* change) const {
 
 // ---- Messages
 
+template <class T>
+void Engine<T>::messages_forward(Team team, Pass& pass, int k, bool tangent) const {
+  const Timer timer(team, tangent ? Routine::kTangent : Routine::kForward);
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  MessageArrays<T> arrays;
+  arrays.x = rows_of(layer.in, state.y, atoms);
+  arrays.messages =
+      rows_of(layer.convolution.messages(), tangent ? state.messages_tangent : state.messages, atoms);
+  if (tangent) {
+    arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
+    layer.convolution.run(MessageSweep::kTangent, team, pass.edges, pass.plan.groups, state.tiles, arrays);
+  } else {
+    layer.convolution.run(MessageSweep::kForward, team, pass.edges, pass.plan.groups, state.tiles, arrays);
+  }
+}
+
 // From the messages' cotangents to those of y, harmonics and lengths; or, dual, to the changes of those of y and weights.
 template <class T>
 void Engine<T>::messages_reverse(Team team, Pass& pass, int k, bool dual) const {
+  const Timer timer(team, dual ? Routine::kDualReverse : Routine::kReverse);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
   const std::int64_t atoms = pass.plan.atoms, size = atoms * layer.in.size;
@@ -359,16 +590,16 @@ void Engine<T>::messages_reverse(Team team, Pass& pass, int k, bool dual) const 
   MessageArrays<T> arrays;
   arrays.x = rows_of(layer.in, state.y, atoms);
   arrays.x_cotangent = rows_of(layer.in, own, atoms);
-  arrays.cotangent = rows_of(layer.convolution.messages(), state.messages_cotangent, atoms);
+  arrays.messages = rows_of(layer.convolution.messages(), state.messages_cotangent, atoms);
   if (dual) {
     arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
-    arrays.cotangent_tangent = rows_of(layer.convolution.messages(), state.messages_change, atoms);
-    layer.convolution.dual_reverse(team, pass.edges, pass.plan.groups, state.tiles, arrays);
+    arrays.messages_tangent = rows_of(layer.convolution.messages(), state.messages_change, atoms);
+    layer.convolution.run(MessageSweep::kDualReverse, team, pass.edges, pass.plan.groups, state.tiles, arrays);
   } else {
     T* numbers = team.rank == 0 ? pass.harmonics_cotangent : pass.private_edges[team.rank - 1];
     arrays.harmonics_cotangent = numbers;
     arrays.length_cotangent = numbers + (pass.length_cotangent - pass.harmonics_cotangent);
-    layer.convolution.reverse(team, pass.edges, pass.plan.groups, state.tiles, arrays);
+    layer.convolution.run(MessageSweep::kReverse, team, pass.edges, pass.plan.groups, state.tiles, arrays);
   }
   team.wait();
   gather(team, shared, pass.private_features, size);
@@ -383,7 +614,10 @@ std::unique_ptr<typename Engine<T>::Pass> Engine<T>::forward(int threads, const 
                                                              double* energies, double* gradient,
                                                              bool differentiate) const {
   if (parameters.size() != sizes_.size()) throw std::invalid_argument("wrong number of parameters");
-  auto owner = std::make_unique<Pass>(graph, spec_);
+  auto owner = [&] {
+    const Timer timer(Team{}, Routine::kPlan);
+    return std::make_unique<Pass>(graph, spec_);
+  }();
   Pass& pass = *owner;
   const Plan& plan = pass.plan;
   const std::int64_t atoms = plan.atoms;
@@ -476,8 +710,11 @@ std::unique_ptr<typename Engine<T>::Pass> Engine<T>::forward(int threads, const 
 
   with_team(threads, [&](Team team) {
     // Geometry and the first features.
-    harmonics_of_edges<T>(team, plan, graph.vectors, spec_.l_max, pass.geometry, pass.harmonics);
-    pass.basis.evaluate(team, plan, basis_width, pass.basis_rows);
+    {
+      const Timer timer(team, Routine::kGeometry);
+      harmonics_of_edges<T>(team, plan, graph.vectors, spec_.l_max, pass.geometry, pass.harmonics);
+      pass.basis.evaluate(team, plan, basis_width, pass.basis_rows);
+    }
     const T* embedding = pass.values[embedding_];
     const int n_attributes = attribute_block.width();
     if (team.rank == 0)
@@ -491,43 +728,11 @@ std::unique_ptr<typename Engine<T>::Pass> Engine<T>::forward(int threads, const 
     for (int k = 0; k < n_layers; ++k) {
       const Layer& layer = layers_[k];
       typename Pass::State& state = pass.layers[k];
-      std::vector<const T*> radial_values;
-      for (int index : layer.radial_weights) radial_values.push_back(pass.values[index]);
-      layer.radial.hidden(team, state.radial, radial_values);
-      const Weight<T>& widening = layer.radial.weights.back();
-      const auto [first_tile, last_tile] = team.share(std::int64_t(state.tiles.size()));
-      for (std::int64_t t = first_tile; t < last_tile; ++t) {
-        const WeightTile<T>& tile = state.tiles[t];
-        const int column = widening.columns.start(tile.path) + tile.channel;
-        multiply<T>(Team{}, 2 * plan.pairs, tile.derivative, widening.rows.width(),
-                    {state.radial.inputs.back(), widening.rows.width()},
-                    {radial_values.back() + column, widening.columns.width()}, const_cast<T*>(tile.w), tile.derivative,
-                    false, layer.radial.last_scale());
-      }
+      radial_forward(team, pass, k);
       linear(team, pass, layer, state.x, state.y, false);
-      for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
-        // W_species[u, w] = Σ_v a_species[v] W[u, v, w] / √(channels · attributes)
-        const BlockWeight& entry = layer.self_connection[c];
-        const Block<T>& in = layer.in.blocks[entry.from];
-        const int width = layer.gate_in.blocks[entry.to].width();
-        const Weight<T>& weight = weights_[entry.weight];
-        const T factor = T(1.0 / std::sqrt(double(in.channels.count()) * spec_.n_attributes));
-        const auto [first_row, last_row] = team.share(in.width());
-        for (std::int64_t u = first_row; u < last_row; ++u) {
-          T* target = state.species_matrices[c] + u * width;
-          const std::int64_t stride = std::int64_t(in.width()) * width;
-          if (u < in.channels.count())
-            multiply<T>(Team{}, plan.species.size(), width, spec_.n_attributes, {pass.attributes, n_attributes},
-                        {pass.values[entry.weight] + u * weight.matrix_size(), width}, target, stride, false, factor);
-          else
-            for (std::size_t s = 0; s < plan.species.size(); ++s) std::fill_n(target + s * stride, width, T(0));
-        }
-      }
+      make_species_matrices(team, pass, k);
       team.wait();
-      MessageArrays<T> arrays;
-      arrays.x = rows_of(layer.in, state.y, atoms);
-      arrays.messages = rows_of(layer.convolution.messages(), state.messages, atoms);
-      layer.convolution.forward(team, pass.edges, plan.groups, state.tiles, arrays);
+      messages_forward(team, pass, k, false);
       team.wait();
       mix(team, pass, layer, state.messages, state.z, false);
       team.wait();
@@ -668,11 +873,10 @@ void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent
   T* z_change = arena.take<T>(atoms * widest_z);
   T* messages_change = arena.take<T>(atoms * widest_messages);
   T* w_change = arena.take<T>(plan.pairs * widest_w);
-  T* hidden_change = arena.take<T>(2 * plan.pairs * widest_hidden);
+  pass.hidden_change = arena.take<T>(2 * plan.pairs * widest_hidden);
   const int basis_width = Channels<T>::padded(spec_.n_roots);
   double* roots_gradient = static_cast<double*>(gradients[roots_]);
-  T* basis_change = roots_gradient != nullptr ? arena.take<T>(2 * plan.pairs * basis_width) : nullptr;
-  std::vector<std::vector<T*>> species_changes(n_layers);
+  pass.basis_change = roots_gradient != nullptr ? arena.take<T>(2 * plan.pairs * basis_width) : nullptr;
   for (int k = 0; k < n_layers; ++k) {
     typename Pass::State& state = pass.layers[k];
     state.y_change = y_change;
@@ -683,9 +887,10 @@ void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent
       tile.cotangent = w;
       w += plan.pairs * tile.stride;
     }
+    state.species_changes.clear();
     for (const BlockWeight& entry : layers_[k].self_connection)
-      species_changes[k].push_back(arena.take<T>(plan.species.size() * layers_[k].in.blocks[entry.from].width() *
-                                                 layers_[k].gate_in.blocks[entry.to].width()));
+      state.species_changes.push_back(arena.take<T>(plan.species.size() * layers_[k].in.blocks[entry.from].width() *
+                                                    layers_[k].gate_in.blocks[entry.to].width()));
   }
   if (roots_gradient != nullptr) std::fill_n(roots_gradient, spec_.n_roots, 0.0);
   std::vector<double> readout_tangent(atoms, 0.0);
@@ -723,11 +928,7 @@ void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent
       typename Pass::State& state = pass.layers[k];
       if (k > 0) linear(team, pass, layer, state.x_tangent, state.y_tangent, false);
       team.wait();
-      MessageArrays<T> arrays;
-      arrays.x = rows_of(layer.in, state.y, atoms);
-      arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
-      arrays.messages = rows_of(layer.convolution.messages(), state.messages_tangent, atoms);
-      layer.convolution.tangent(team, pass.edges, plan.groups, state.tiles, arrays);
+      messages_forward(team, pass, k, true);
       team.wait();
       mix(team, pass, layer, state.messages_tangent, state.z_tangent, false);
       team.wait();
@@ -805,117 +1006,16 @@ void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent
       gate_dual(team, pass, k, change);
       team.wait();
       mix(team, pass, layer, state.z_change, state.messages_change, true);
-      for (const BlockWeight& entry : layer.linear_2) {
-        const Block<T>& in = layer.convolution.messages().blocks[entry.from];
-        const Block<T>& out = layer.gate_in.blocks[entry.to];
-        const T norm = T(1.0 / std::sqrt(double(in.channels.count())));
-        const std::int64_t rows = atoms * in.components();
-        multiply<T>(team, in.width(), out.width(), rows,
-                    Matrix<T>{in.of(state.messages, atoms), in.width()}.transposed(),
-                    {out.of(state.z_change, atoms), out.width()}, targets[entry.weight], out.width(), false, norm);
-        multiply<T>(team, in.width(), out.width(), rows,
-                    Matrix<T>{in.of(state.messages_tangent, atoms), in.width()}.transposed(),
-                    {out.of(state.z_cotangent, atoms), out.width()}, targets[entry.weight], out.width(), true, norm);
-      }
+      mix_gradient(team, pass, k, targets);
       team.wait();
       messages_reverse(team, pass, k, true);
 
       linear(team, pass, layer, state.y_change, below, true);
-      std::vector<SpeciesRange> ranges = plan.species;
-      for (const BlockWeight& entry : layer.linear_1) {
-        const Block<T>& block = layer.in.blocks[entry.from];
-        const int width = block.width();
-        bool add = false;
-        for (const SpeciesRange& range : ranges) {
-          const T norm = T(spec_.norms[range.type] / std::sqrt(double(block.channels.count())));
-          const std::int64_t start = range.first * block.size(), rows = (range.last - range.first) * block.components();
-          multiply<T>(team, width, width, rows, Matrix<T>{block.of(state.x, atoms) + start, width}.transposed(),
-                      {block.of(state.y_change, atoms) + start, width}, targets[entry.weight], width, add, norm);
-          if (k > 0)
-            multiply<T>(team, width, width, rows,
-                        Matrix<T>{block.of(state.x_tangent, atoms) + start, width}.transposed(),
-                        {block.of(state.y_cotangent, atoms) + start, width}, targets[entry.weight], width, true, norm);
-          add = true;
-        }
-        if (ranges.empty()) clear(team, targets[entry.weight], std::int64_t(width) * width);
-      }
+      linear_gradient(team, pass, k, targets);
       team.wait();
       self_connect(team, pass, layer, k, state.z_change, below, true);
-      for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
-        const BlockWeight& entry = layer.self_connection[c];
-        const Block<T>& in = layer.in.blocks[entry.from];
-        const Block<T>& out = layer.gate_in.blocks[entry.to];
-        for (std::size_t s = 0; s < plan.species.size(); ++s) {
-          const SpeciesRange& range = plan.species[s];
-          const std::int64_t rows = (range.last - range.first) * in.components();
-          const std::int64_t at_in = range.first * in.size(), at_out = range.first * out.size();
-          T* target = species_changes[k][c] + s * in.width() * out.width();
-          multiply<T>(team, in.width(), out.width(), rows,
-                      Matrix<T>{in.of(state.x, atoms) + at_in, in.width()}.transposed(),
-                      {out.of(state.z_change, atoms) + at_out, out.width()}, target, out.width(), false, T(1));
-          multiply<T>(team, in.width(), out.width(), rows,
-                      Matrix<T>{in.of(state.x_tangent, atoms) + at_in, in.width()}.transposed(),
-                      {out.of(state.z_cotangent, atoms) + at_out, out.width()}, target, out.width(), true, T(1));
-        }
-      }
-      team.wait();
-      const int n_attributes = attributes_.blocks[0].width();
-      for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
-        const BlockWeight& entry = layer.self_connection[c];
-        const Block<T>& in = layer.in.blocks[entry.from];
-        const int width = layer.gate_in.blocks[entry.to].width();
-        const Weight<T>& cube = weights_[entry.weight];
-        const T norm = T(1.0 / std::sqrt(double(in.channels.count()) * spec_.n_attributes));
-        const std::int64_t size = std::int64_t(in.width()) * width;
-        const auto [first_row, last_row] = team.share(in.channels.count());
-        for (std::int64_t u = first_row; u < last_row; ++u)
-          multiply<T>(Team{}, spec_.n_attributes, width, plan.species.size(),
-                      Matrix<T>{pass.attributes, n_attributes}.transposed(), {species_changes[k][c] + u * width, size},
-                      targets[entry.weight] + u * cube.matrix_size(), width, false, norm);
-        const auto [first_attribute, last_attribute] = team.share(spec_.n_attributes);
-        for (std::int64_t v = first_attribute; v < last_attribute; ++v)
-          for (std::size_t s = 0; s < plan.species.size(); ++s) {
-            Vector<T> total{};
-            for (int u = 0; u < in.channels.count(); ++u) {
-              const T* matrix = pass.values[entry.weight] + u * cube.matrix_size() + v * width;
-              const T* change_row = species_changes[k][c] + s * size + u * width;
-              for (int w = 0; w < width; w += kLanes<T>) total += load(matrix + w) * load(change_row + w);
-            }
-            targets[embedding_][plan.species[s].type * n_attributes + v] += sum<T>(total) * norm;
-          }
-      }
-      team.wait();
-
-      // Radial network.
-      std::vector<const T*> radial_values;
-      std::vector<T*> radial_gradients;
-      for (int index : layer.radial_weights) {
-        radial_values.push_back(pass.values[index]);
-        radial_gradients.push_back(targets[index]);
-      }
-      const Weight<T>& widening = layer.radial.weights.back();
-      const int n_hidden = widening.rows.width(), n_weights = widening.columns.width();
-      const T norm = layer.radial.last_scale();
-      const auto [first_tile, last_tile] = team.share(std::int64_t(state.tiles.size()));
-      for (std::int64_t t = first_tile; t < last_tile; ++t) {
-        const WeightTile<T>& tile = state.tiles[t];
-        const int column = widening.columns.start(tile.path) + tile.channel;
-        multiply<T>(Team{}, n_hidden, tile.derivative, 2 * plan.pairs,
-                    Matrix<T>{state.radial.inputs.back(), n_hidden}.transposed(), {tile.cotangent, tile.derivative},
-                    radial_gradients.back() + column, n_weights, false, norm);
-      }
-      bool add = false;
-      for (const WeightTile<T>& tile : state.tiles) {
-        const int column = widening.columns.start(tile.path) + tile.channel;
-        multiply<T>(team, 2 * plan.pairs, n_hidden, tile.derivative, {tile.cotangent, tile.derivative},
-                    Matrix<T>{radial_values.back() + column, n_weights}.transposed(), hidden_change, n_hidden, add, norm);
-        add = true;
-      }
-      team.wait();
-      layer.radial.reverse_hidden(team, state.radial, radial_values, hidden_change, radial_gradients, basis_change);
-      if (roots_gradient != nullptr && team.rank == 0)
-        pass.basis.roots_gradient(plan, basis_width, layer.radial.last() > 0 ? basis_change : hidden_change,
-                                  roots_gradient);
+      self_connection_gradient(team, pass, k, targets);
+      radial_backward(team, pass, k, targets, roots_gradient);
       change = below;
       team.wait();
     }

@@ -18,6 +18,7 @@
 #include "layout.hpp"
 #include "network.hpp"
 #include "plan.hpp"
+#include "profile.hpp"
 
 namespace equipes {
 
@@ -103,10 +104,18 @@ class Engine {
   void linear(Team, const Pass&, const Layer&, const T* x, T* y, bool reverse) const;
   void mix(Team, const Pass&, const Layer&, const T* messages, T* z, bool reverse) const;
   void self_connect(Team, const Pass&, const Layer&, int k, const T* x, T* z, bool reverse) const;
+  std::vector<SpeciesRange> ranges_of_norms(const Pass&) const;
+  void make_species_matrices(Team, Pass&, int k) const;
+  void linear_gradient(Team, const Pass&, int k, const std::vector<T*>& targets) const;
+  void mix_gradient(Team, const Pass&, int k, const std::vector<T*>& targets) const;
+  void self_connection_gradient(Team, const Pass&, int k, const std::vector<T*>& targets) const;
+  void radial_forward(Team, Pass&, int k) const;
+  void radial_backward(Team, Pass&, int k, const std::vector<T*>& targets, double* roots_gradient) const;
   void gate(Team, Pass&, int k) const;
   void gate_reverse(Team, Pass&, int k) const;
   void gate_tangent(Team, Pass&, int k) const;
   void gate_dual(Team, Pass&, int k, const T* cotangent) const;
+  void messages_forward(Team, Pass&, int k, bool tangent) const;
   void messages_reverse(Team, Pass&, int k, bool dual) const;
 
   std::vector<Rows<T>> rows_of(const Features<T>& features, T* data, std::int64_t atoms) const {
@@ -140,7 +149,7 @@ struct Engine<T>::Pass {
     typename Network<T>::State radial;
     T* w;  // radial weights, tile by tile [pairs, 2, channels]: w and dw/dr
     std::vector<WeightTile<T>> tiles;
-    std::vector<T*> species_matrices;  // of the self-connection, [species, rows, columns]
+    std::vector<T*> species_matrices, species_changes;  // of the self-connection, [species, rows, columns]
     T *x_cotangent, *y_cotangent, *messages_cotangent, *z_cotangent;  // of the energy
     T *x_tangent, *y_tangent, *messages_tangent, *z_tangent;
     T *x_change, *y_change, *messages_change, *z_change;  // how the cotangents change
@@ -169,6 +178,7 @@ struct Engine<T>::Pass {
   T* readout_cotangent;
   std::vector<double> readout_energy;  // by place
   T* scratch;
+  T *hidden_change, *basis_change;  // changes of the radial networks' cotangents
   T *harmonics_cotangent, *length_cotangent;
   std::vector<T*> private_features, private_edges;  // of threads other than the first
   std::int64_t edge_numbers;  // elements of harmonics_cotangent and length_cotangent together

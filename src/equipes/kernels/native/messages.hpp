@@ -9,7 +9,7 @@
 //
 // The first two sum over edges what goes to one receiver: harmonics and coupling make a matrix A[m1,m3] for each edge, and
 // the sums stay in registers. The last two spread what comes from one receiver: its cotangent and the coupling make
-// H[m1,m2], built once and shared by all of its edges. No thread writes where another does, so nothing is atomic.
+// H[m1,m2], built once and shared by all of its edges.
 #pragma once
 
 #include <array>
@@ -27,7 +27,6 @@ struct Rows {
 
   T* at(std::int64_t atom) const { return data + atom * stride; }
   Rows from_channel(int u) const { return {data + u, stride, component}; }
-  operator Rows<const T>() const { return {data, stride, component}; }
 };
 
 // Edges sorted by receiver, and what they know. Numbers that belong to (m, edge) lie at [m * stride + edge].
@@ -52,49 +51,34 @@ struct PathRows {
   std::int64_t stride = 0;  // from one row of weights to the next
   std::int64_t derivative = 0;  // from w to dw/dr
   T* w_cotangent = nullptr;
-  Rows<const T> cotangent, cotangent_tangent;  // of the messages
+  Rows<T> messages;  // forward and tangent write them, the reverse kernels read their cotangents
+  Rows<T> messages_tangent;  // changes of the cotangents
 };
 
-// A pair of an input block and a degree of the harmonics has paths to l3 = |l1 - l2| .. l1 + l2.
-
+// The number of degrees l3 = |l1 - l2| .. l1 + l2 that l1 and l2 couple to.
 constexpr int degrees(int l1, int l2) {
   const int low = l1 < l2 ? l2 - l1 : l1 - l2, high = l1 + l2 < kMaxL ? l1 + l2 : kMaxL;
   return high - low + 1;
 }
 
+// All paths from one block of features with one degree of the harmonics.
 template <class T>
-struct ReverseJob {
+struct MessageJob {
   Neighbours<T> edges;
-  int vectors = 0;  // of channels
-  Rows<const T> x, x_tangent;
-  Rows<T> x_cotangent;  // added to
+  int vectors = 0;  // of channels, at most kTile / lanes
+  Rows<T> x, x_tangent, x_cotangent;  // the last one is added to
   std::array<PathRows<T>, kMaxL + 1> paths;  // by l3 - |l1 - l2|
   T* harmonics_cotangent = nullptr;  // added to, [2 l2 + 1][stride]
   T* length_cotangent = nullptr;  // added to, [edges]; nullptr: w_cotangent is wanted instead
 };
 
-template <class T>
-struct ForwardJob {
-  Neighbours<T> edges;
-  int vectors = 0;
-  Rows<const T> x, x_tangent;
-  const T* w = nullptr;
-  std::int64_t stride = 0, derivative = 0;
-  Rows<T> messages;
-};
+enum class MessageSweep { kForward, kTangent, kReverse, kDualReverse };
 
 template <class T>
-using Forward = void (*)(const ForwardJob<T>&);
-template <class T>
-using Reverse = void (*)(const ReverseJob<T>&);
+using MessageKernel = void (*)(const MessageJob<T>&);
 
 template <class T>
-struct MessageKernels {
-  static Forward<T> forward(int l1, int l2, int l3);
-  static Forward<T> tangent(int l1, int l2, int l3);
-  static Reverse<T> reverse(int l1, int l2);
-  static Reverse<T> dual_reverse(int l1, int l2);
-};
+MessageKernel<T> message_kernel(MessageSweep sweep, int l1, int l2);
 
 // Channels in one job: a multiple of the vector width, of which both inner loops and radial weights are made.
 template <class T>

@@ -144,6 +144,17 @@ NB_MODULE(EQUIPES_MODULE, module) {
   module.attr("openmp") = false;
 #endif
   module.def("supports", &supports);
+  // Profiling: switch it on or off (and start from zero), and read seconds and operations of each routine.
+  module.def("profile", [](bool on) {
+    Profile::instance() = Profile{};
+    Profile::instance().on = on;
+  });
+  module.def("profiled", [] {
+    nb::dict result;
+    for (std::size_t i = 0; i < kRoutineNames.size(); ++i)
+      result[kRoutineNames[i]] = nb::make_tuple(Profile::instance().seconds[i], Profile::instance().operations[i]);
+    return result;
+  });
   bind_engine<float>(module, "EngineFloat", "PassFloat");
   bind_engine<double>(module, "EngineDouble", "PassDouble");
   bind_message_passing<float>(module, "MessagePassingFloat");

@@ -42,7 +42,7 @@ class MessagePassing {
       MessageArrays<T> arrays;
       arrays.x = inputs.x;
       arrays.messages = rows(convolution_.messages(), messages, graph.atoms);
-      convolution_.forward(team, inputs.edges, inputs.groups, inputs.tiles, arrays);
+      convolution_.run(MessageSweep::kForward, team, inputs.edges, inputs.groups, inputs.tiles, arrays);
     });
     copy_out(convolution_.messages(), messages, out, out_dim_, graph.atoms);
   }
@@ -69,9 +69,9 @@ class MessagePassing {
       MessageArrays<T> arrays;
       arrays.x = inputs.x;
       arrays.x_cotangent = rows(in_, features[team.rank], graph.atoms);
-      arrays.cotangent = rows(messages, g, graph.atoms);
+      arrays.messages = rows(messages, g, graph.atoms);
       arrays.harmonics_cotangent = numbers[team.rank];
-      convolution_.reverse(team, inputs.edges, inputs.groups, inputs.tiles, arrays);
+      convolution_.run(MessageSweep::kReverse, team, inputs.edges, inputs.groups, inputs.tiles, arrays);
       team.wait();
       for (int r = 1; r < team.size; ++r) {
         const auto [first, last] = team.share(n_features);
