@@ -12,11 +12,14 @@ from typing import Any
 import equipes
 from equipes.errors import InputError
 
-REQUIRED = ("torch", "lightning", "ase", "vesin", "numpy", "scipy", "pydantic", "safetensors", "matplotlib")
+REQUIRED = (
+    "torch", "lightning", "ase", "vesin", "numpy", "scipy", "pydantic", "safetensors", "matplotlib", "pytorch-optimizer"
+)  # fmt: skip
 # Optional package and what it is for.
 OPTIONAL = {
-    "tensorboard": "train.logger=tensorboard",
-    "wandb": "train.logger=wandb",
+    "spglib": "equipes relax --symmetry",
+    "tensorboard": "train.loggers=[tensorboard]",
+    "wandb": "train.loggers=[wandb]",
 }
 # The instruction sets that numerical code is compiled for, as Linux calls them.
 INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")

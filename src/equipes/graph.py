@@ -199,17 +199,17 @@ def _neighbours(
     equal order."""
     if pbc.any():
         # Directions that are not periodic need some vector for the cell to have a volume; which one does not matter.
-        with np.errstate(
-            invalid="ignore"
-        ):  # parallel vectors leave the third one undefined, which is told below
+        # Parallel lattice vectors make the completed one NaN, and the volume with it; the comparison below tells of it.
+        with np.errstate(invalid="ignore"):
             box = complete_cell(cell)
+            volume = abs(np.linalg.det(box))
         lengths = np.linalg.norm(cell, axis=1)
         if (pbc & (lengths == 0)).any():
             axis = "abc"[int(np.argmax(pbc & (lengths == 0)))]
             raise InputError(
                 f"the structure is periodic along {axis} but has no lattice vector there; set one, or pbc"
             )
-        if not abs(np.linalg.det(box)) > 1e-9 * np.prod(np.linalg.norm(box, axis=1)):
+        if not volume > 1e-9 * np.prod(np.linalg.norm(box, axis=1)):
             raise InputError("the lattice vectors lie in a plane: the cell has no volume; correct the cell")
     else:
         box = np.zeros((3, 3))

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, cast
 
 import typer
 
 import equipes
+from equipes.cli import data, evaluate, model, simulate, train
 from equipes.errors import InputError
 
 USAGE_STATUS = 2
@@ -24,13 +23,15 @@ INTERRUPTED_STATUS = 130
 # Typer carries its own click; the base class of its public BadParameter is what any wrong usage raises.
 _UsageError = typer.BadParameter.__bases__[0]
 
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     name="equipes",
     help="Learn interatomic potentials from quantum-mechanical data, and run them.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_CONTEXT,
 )
 
 
@@ -60,9 +61,8 @@ def _root(
         typer.echo(context.get_help())
 
 
-for name in ("train", "evaluate", "simulate", "data", "model"):
-    if find_spec(f"equipes.cli.{name}") is not None:
-        import_module(f"equipes.cli.{name}").register(app)
+for module in (train, evaluate, simulate, data, model):
+    module.register(app)
 
 
 def run(application: typer.Typer, arguments: Sequence[str], program: str) -> int:
@@ -110,3 +110,10 @@ def _users_mistake(error: Exception) -> str | None:
 def main() -> None:
     """The command `equipes`."""
     sys.exit(run(app, sys.argv[1:], "equipes"))
+
+
+def nequip_train() -> None:
+    """The command `nequip-train`."""
+    application = typer.Typer(add_completion=False, context_settings=_CONTEXT)
+    application.command()(train.nequip_train)
+    sys.exit(run(application, sys.argv[1:], "nequip-train"))

@@ -164,9 +164,9 @@ def _stress(found: _Found, atoms: ase.Atoms, label: str, units: Units) -> np.nda
             "a stress is 9 numbers, or 6 in the order xx yy zz yz xz xy"
         )
     volume = abs(float(np.linalg.det(atoms.cell.array)))
+    if (volume == 0 or not atoms.pbc.any()) and (not value.any() or np.isnan(value).all()):
+        return None  # a place holder: molecules have no stress
     if volume == 0:
-        if not value.any() or np.isnan(value).all():
-            return None  # a place holder: without a cell there is no stress
         raise InputError(
             f"{label}: {found.key!r} is given but the cell has no volume; remove it or add the cell"
         )
@@ -175,5 +175,6 @@ def _stress(found: _Found, atoms: ase.Atoms, label: str, units: Units) -> np.nda
         raise InputError(f"{label}: {found.key!r} is not a symmetric tensor; correct it or name another key")
     value = 0.5 * (value + value.T)
     if is_virial(found.key):
-        return -value * units.to_ev / volume
+        sign = np.sign(units.to_ev_per_angstrom3)
+        return -sign * value * units.to_ev / volume
     return value * units.to_ev_per_angstrom3

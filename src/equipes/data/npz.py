@@ -87,32 +87,41 @@ def read_npz(path: Path, source: str, keys: LabelKeys, units: Units | None) -> l
 
 def _load(path: Path, source: str) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
-    name = None
+    name = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(
-                    f"{source}: holds a single array, not an npz archive; give the MD17 or rMD17 file"
-                )
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise InputError(
+                f"{source}: holds a single array, not an npz archive; give the MD17 or rMD17 file"
+            )
+        with archive:
             for name in archive.files:
-                try:
-                    arrays[name] = archive[name]
-                except ValueError as error:
-                    if "allow_pickle" not in str(error):
-                        raise
-                    # Python objects are never loaded. MD17 files carry some (their name, say); labels must be numbers.
-                    if name in (*_NUMBERS, *_POSITIONS, *(key for usual in _USUAL.values() for key in usual)):
-                        raise InputError(
-                            f"{source}: {name!r} holds pickled Python objects, which are not loaded; save it as numbers"
-                        ) from None
+                array = _array(archive, name, source)
+                if array is not None:
+                    arrays[name] = array
+    except InputError:
+        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError) as error:
-        if isinstance(error, InputError):
-            raise
-        where = f" at {name!r}" if name is not None else ""
+        where = f" at {name!r}" if name else ""
         raise InputError(
             f"{source}: not a whole npz file (it breaks off or is another format{where}); copy or download it again"
         ) from error
     return arrays
+
+
+def _array(archive: np.lib.npyio.NpzFile, name: str, source: str) -> np.ndarray | None:
+    """An array of the archive; None for Python objects that are no labels, which are never loaded."""
+    try:
+        return np.asarray(archive[name])
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+    # Some MD17 files carry such (their name, say), but what is read here must be numbers.
+    if name in (*_NUMBERS, *_POSITIONS, *(key for usual in _USUAL.values() for key in usual)):
+        raise InputError(
+            f"{source}: {name!r} holds pickled Python objects, which are not loaded; save it as numbers"
+        )
+    return None
 
 
 def _declared_units(arrays: dict[str, np.ndarray], source: str, declared: Units | None) -> Units:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -49,6 +50,8 @@ def read_frames(paths: Paths, *, keys: LabelKeys = SEARCH, units: Units | None =
     frames: list[Frame] = []
     available: dict[str, None] = {}
     for path, source in _files(paths):
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{source}: no permission to read it; change its permissions")
         if path.suffix.lower() == ".npz":
             frames += read_npz(path, source, keys, units)
             continue
@@ -112,11 +115,8 @@ def _read_ase(path: Path, source: str) -> Iterator[ase.Atoms]:
                 whole += 1
     except InputError:
         raise
-    except PermissionError:
-        raise InputError(f"{source}: no permission to read it; change its permissions") from None
-    except (
-        Exception
-    ) as error:  # ASE's readers raise whatever their parsing meets, from IndexError to AssertionError.
+    # ASE's readers raise whatever their parsing meets, from IndexError to AssertionError.
+    except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         where = f" after {whole} whole frames" if whole else ""
         raise InputError(

@@ -49,8 +49,9 @@ class Units:
     Attributes:
         energy: one of `ENERGY_UNITS`.
         length: one of `LENGTH_UNITS`; holds for positions and cell too.
-        forces: `energy/length` written out, such as `Ha/Bohr`; None: of the two above.
-        stress: `energy/length^3`, or GPa, kbar, bar, Pa; a leading minus for the opposite sign (compression
+        forces: `energy/length` written out, such as `Ha/Bohr`, with a leading minus for gradients; None: of the
+            two above.
+        stress: `energy/length^3`, or GPa, kbar, bar, Pa; with a leading minus for the opposite sign (compression
             positive), as in `-kbar`; None: of the two above.
 
     Raises:
@@ -81,21 +82,26 @@ class Units:
         """Multiply a force by this."""
         if self.forces is None:
             return self.to_ev / self.to_angstrom
-        energy, length = _ratio(self.forces, "forces")
-        return _factor(energy, ENERGY_UNITS, "forces") / _factor(length, LENGTH_UNITS, "forces")
+        sign, name = _signed(self.forces)
+        energy, length = _ratio(name, "forces")
+        return sign * _factor(energy, ENERGY_UNITS, "forces") / _factor(length, LENGTH_UNITS, "forces")
 
     @property
     def to_ev_per_angstrom3(self) -> float:
         """Multiply a stress by this to have eV/Å³ with ASE's sign."""
         if self.stress is None:
             return self.to_ev / self.to_angstrom**3
-        sign, name = (-1.0, self.stress[1:]) if self.stress.startswith("-") else (1.0, self.stress)
+        sign, name = _signed(self.stress)
         if name in PRESSURE_UNITS:
             return sign * PRESSURE_UNITS[name]
         energy, length = _ratio(name, "stress")
         for power in ("^3", "**3", "3", "³"):
             length = length.removesuffix(power)
         return sign * _factor(energy, ENERGY_UNITS, "stress") / _factor(length, LENGTH_UNITS, "stress") ** 3
+
+
+def _signed(name: str) -> tuple[float, str]:
+    return (-1.0, name[1:]) if name.startswith("-") else (1.0, name)
 
 
 def _ratio(name: str, quantity: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 
 from equipes import __version__
 from equipes.errors import InputError
@@ -20,7 +20,7 @@ from equipes.models.registry import build
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Raised when the header or the names of weights change; `_migrate` brings older files up to it.
+# Raised when the header or the names of weights change, together with a step in `load` that brings older files up.
 FORMAT_VERSION = 1
 _KEY = "equipes"
 
@@ -44,7 +44,8 @@ def save(potential: Potential, path: str | os.PathLike[str], *, overwrite: bool 
         name: tensor.detach().cpu().contiguous() for name, tensor in potential.model.state_dict().items()
     }
     with atomic_write(path, overwrite=overwrite) as temporary:
-        save_file(weights, temporary, metadata={_KEY: json.dumps(header, allow_nan=False)})
+        # Written by ourselves, so that a full disk is the operating system's error, which `atomic_write` explains.
+        temporary.write_bytes(serialize(weights, metadata={_KEY: json.dumps(header, allow_nan=False)}))
 
 
 def load(
@@ -73,6 +74,10 @@ def load(
         ) from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: the model's header makes no sense ({error}); the file is damaged, fetch it again"
+        ) from error
     _fill(potential, weights, path)
     if dtype is not None:
         potential = convert(potential, dtype)
@@ -132,5 +137,10 @@ def _fill(potential: Potential, weights: Mapping[str, torch.Tensor], path: Path)
             raise InputError(
                 f"{path}: weights '{name}' have shape {list(weights[name].shape)}, the architecture needs "
                 f"{list(tensor.shape)}; the file is damaged, fetch it again"
+            )
+        if tensor.dtype != weights[name].dtype:
+            raise InputError(
+                f"{path}: weights '{name}' are {weights[name].dtype}, the header says {tensor.dtype}; "
+                "the file is damaged, fetch it again"
             )
     potential.model.load_state_dict(dict(weights))

@@ -149,6 +149,11 @@ class NequIP(Architecture):
             ("radial_mlp_width", radial_mlp_width),
         ):
             _require(name, value, value >= 1, "at least 1")
+        for name, value in (
+            ("radial_mlp_depth", radial_mlp_depth),
+            ("readout_mlp_hidden_layers_depth", readout_mlp_hidden_layers_depth),
+        ):
+            _require(name, value, value >= 0, "at least 0")
         _require("polynomial_cutoff_p", polynomial_cutoff_p, polynomial_cutoff_p >= 2, "at least 2")
         self.r_max = float(r_max)
         self.l_max = l_max

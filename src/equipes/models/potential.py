@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -114,14 +114,17 @@ class Potential(nn.Module):
         Raises:
             InputError: an element that the potential does not know, or edges collected with a smaller cutoff.
         """
-        types = self._types(graph)
         if graph.cutoff < self.cutoff:
             raise InputError(
                 f"the graph has edges up to {graph.cutoff:g} Å, the potential reaches {self.cutoff:g} Å; "
                 f"build it with AtomGraph.from_atoms(atoms, {self.cutoff:g})"
             )
         differentiate = forces or stress
-        with torch.set_grad_enabled(differentiate or (self.training and torch.is_grad_enabled())):
+        # Forces are derivatives, also where the caller switched autograd off.
+        tracked = differentiate or (self.training and torch.is_grad_enabled())
+        with torch.inference_mode(False), torch.set_grad_enabled(tracked):
+            graph = _differentiable(graph)
+            types = self._types(graph)
             vectors = graph.edge_vectors()
             if differentiate and not vectors.requires_grad:
                 vectors.requires_grad_()
@@ -193,6 +196,15 @@ class Potential(nn.Module):
             "units": UNITS,
             "provenance": self.provenance,
         }
+
+
+def _differentiable(graph: AtomGraph) -> AtomGraph:
+    """The graph; a copy when its tensors were made in inference mode, which autograd cannot work with."""
+    if not graph.positions.is_inference():
+        return graph
+    values: dict[str, Any] = {field.name: getattr(graph, field.name) for field in fields(graph)}
+    copies: dict[str, Any] = {name: v.clone() for name, v in values.items() if isinstance(v, Tensor)}
+    return replace(graph, **copies)
 
 
 def _stress(graph: AtomGraph, virial: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from equipes.errors import InputError
 from equipes.report.figures import COLORS, INK, new_figure, plain_log_axis, save, short, styled
-from equipes.report.tables import read_columns
+from equipes.report.logs import read_columns
 
 # Longer lines are drawn as images inside the vector figure, or a long run would make a page of megabytes.
 _VECTOR_POINTS = 3000
@@ -85,6 +85,10 @@ def learning_curves(
         if (values[np.isfinite(values)] > 0).all():
             plain_log_axis(axes)
         axes.margins(y=0.12)
+        if (
+            title == "learning rate"
+        ):  # the last steps of a schedule that ends in zero would take the whole panel
+            axes.set_ylim(bottom=max(np.nanmin(values), 1e-4 * np.nanmax(values)) / 1.5)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     if path is not None:
@@ -102,9 +106,9 @@ def md_plot(
     """Energies and temperature of a dynamics run over time.
 
     Reads the columns `time_fs`, `potential_energy_ev`, `kinetic_energy_ev`, `total_energy_ev` and
-    `temperature_k`. The slope in a title is that of a straight line through the total energy; only in
-    constant-energy dynamics is it a drift. Written to `path` (.png, .svg, .pdf) if given. Raises `InputError` for a
-    log that cannot be read or lacks a column.
+    `temperature_k`, and `conserved_energy_ev` where there is one. The slope in a title is that of a straight line
+    through the conserved energy, or the total one; it is a drift where that should not change. Written to `path`
+    (.png, .svg, .pdf) if given. Raises `InputError` for a log that cannot be read or lacks a column.
     """
     names = ("time_fs", "potential_energy_ev", "kinetic_energy_ev", "total_energy_ev", "temperature_k")
     columns = read_columns(csv_path, required=names)
@@ -112,7 +116,10 @@ def md_plot(
     unit = "ps"
     if time.max() - time.min() < 1.0:
         time, unit = time * 1000.0, "fs"
-    total = columns["total_energy_ev"] - columns["total_energy_ev"][0]
+    # A thermostat exchanges energy; what it conserves instead is logged where there is such a quantity.
+    conserved_energy = columns.get("conserved_energy_ev", columns["total_energy_ev"])
+    kept = "total" if np.array_equal(conserved_energy, columns["total_energy_ev"]) else "conserved"
+    total = columns[f"{kept}_energy_ev"] - columns[f"{kept}_energy_ev"][0]
 
     figure = new_figure(7.2, 6.0)
     exchange, conserved, temperature = figure.subplots(3, 1, sharex=True)
@@ -123,7 +130,7 @@ def md_plot(
     exchange.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.0, 0.98), fontsize=8.5)
 
     _line(conserved, time, 1000.0 * total, color=COLORS["stress"])
-    title = "total energy since the start (meV)"
+    title = f"{kept} energy since the start (meV)"
     if len(time) > 2 and np.isfinite(total).all() and np.ptp(columns["time_fs"]) > 0:
         slope = np.polyfit(columns["time_fs"] / 1000.0, 1000.0 * total, 1)[0]
         title += f" · slope {short(slope, sign=True)} meV/ps"

@@ -6,7 +6,6 @@ Inside a page the text and grid take the page's colours, light or dark.
 from __future__ import annotations
 
 import io
-import math
 import os
 import re
 from collections.abc import Callable
@@ -95,7 +94,8 @@ def short(value: float, sign: bool = False) -> str:
     """Three significant digits without an exponent as long as the number stays readable: 0.0123, 4.56, 2810."""
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
         return f"{value:{'+' if sign else ''}.2e}"
-    digits = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+    exponent = int(f"{value:.2e}".partition("e")[2])  # after rounding: 9.999 has the digits of 10.0
+    digits = max(0, 2 - exponent)
     return f"{value:{'+' if sign else ''}.{digits}f}"
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from equipes.report.plots import COUNTS, error_histogram, group_plot, parity_plot
+from equipes.report.plots import error_histogram, group_plot, parity_plot
+from equipes.report.tables import COUNTS
 
 if TYPE_CHECKING:
     from equipes.data import Frame
@@ -39,15 +40,20 @@ def compared(
 
 
 def error_figures(
-    values: Mapping[str, tuple[np.ndarray, np.ndarray]], metrics: Mapping[str, Any]
+    frames: Sequence[Frame], values: Mapping[str, tuple[np.ndarray, np.ndarray]], metrics: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Figure]]:
-    """(name, description, figure) of every plot of errors that the labels allow."""
+    """(name, description, figure) of every plot of errors that the labels allow; `values` are `compared(…)`."""
+    from equipes.training.metrics import composition_energies
+
     for quantity, (reference, predicted) in values.items():
-        yield (
-            f"parity_{quantity}",
-            f"predicted against reference {quantity}",
-            parity_plot(reference, predicted, quantity),
-        )
+        words = None
+        if quantity == "energy":
+            # Energies of different compositions lie so far apart that every model looks perfect beside them.
+            fitted = composition_energies([frame for frame in frames if frame.energy is not None])
+            if fitted is not None:
+                reference, predicted, words = reference - fitted, predicted - fitted, "composition"
+        figure = parity_plot(reference, predicted, quantity, relative_to=words)
+        yield f"parity_{quantity}", f"predicted against reference {quantity}", figure
     for quantity, (reference, predicted) in values.items():
         yield (
             f"errors_{quantity}",

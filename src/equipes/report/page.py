@@ -19,7 +19,7 @@ from equipes.files import atomic_write, new_directory
 from equipes.report.curves import learning_curves, md_plot
 from equipes.report.figures import FORMATS, inline_svg, save, short
 from equipes.report.gather import compared, error_figures, worst_structures
-from equipes.report.plots import COUNTS, STEMS, UNITS
+from equipes.report.tables import STEMS, UNITS, Rows, group_rows, labelled, summary_rows
 
 if TYPE_CHECKING:
     from equipes.data import Frame
@@ -128,7 +128,7 @@ def write_plots(
         values = compared(frames, predictions)
         named += [
             (name, figure)
-            for name, _, figure in error_figures(values, _metrics(frames, predictions, metrics))
+            for name, _, figure in error_figures(frames, values, _metrics(frames, predictions, metrics))
         ]
     if metrics_csv is not None:
         named.append(("learning_curves", learning_curves(metrics_csv)))
@@ -163,36 +163,29 @@ def _errors_part(
 
     metrics = _metrics(frames, predictions, metrics)
     values = compared(frames, predictions)
-    figures = {name: _svg(figure, about) for name, about, figure in error_figures(values, metrics)}
+    figures = {name: _svg(figure, about) for name, about, figure in error_figures(frames, values, metrics)}
+    quantities = labelled(metrics)
+
+    def ending(name: str) -> list[Markup]:
+        return [svg for figure, svg in figures.items() if figure.endswith(name)]
+
     groups = []
-    if "forces" in values:
-        groups.append(_group("By element", "element", metrics["per_element"], ("forces",), figures))
+    if "forces" in quantities:
+        rows = group_rows(metrics["per_element"], ["forces"])
+        groups.append(_table("By element", "element", rows, ending("_by_element")))
     if metrics["per_config_type"]:
-        groups.append(
-            _group(
-                "By configuration type",
-                "configuration type",
-                metrics["per_config_type"],
-                tuple(values),
-                figures,
-            )
-        )
+        rows = group_rows(metrics["per_config_type"], quantities)
+        groups.append(_table("By configuration type", "configuration type", rows, ending("_by_config_type")))
     return {
         "metrics": metrics,
         "warnings": suspicions(frames, predictions) if warnings is None else warnings,
-        "cards": [_card(quantity, metrics) for quantity in values],
-        "table": _table(metrics, tuple(values)),
-        "parity": [svg for name, svg in figures.items() if name.startswith(("parity", "errors"))],
+        "cards": [_card(quantity, metrics) for quantity in quantities],
+        "table": _table("", "", summary_rows(metrics)),
+        "parity": [[figures[f"parity_{quantity}"], figures[f"errors_{quantity}"]] for quantity in quantities],
         "groups": groups,
         "structures": worst_structures(frames, predictions, worst),
-        "ranks": [quantity for quantity in ("forces", "energy", "stress") if quantity in values],
+        "ranks": [quantity for quantity in ("forces", "energy", "stress") if quantity in quantities],
     }
-
-
-def _cell(value: float | int | None) -> str:
-    if value is None:
-        return "–"
-    return str(value) if isinstance(value, int) else short(value)
 
 
 def _card(quantity: str, metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -205,39 +198,10 @@ def _card(quantity: str, metrics: Mapping[str, Any]) -> dict[str, str]:
     return {"name": f"{quantity} MAE", "value": short(mae), "unit": unit, "note": note}
 
 
-def _table(metrics: Mapping[str, Any], quantities: Sequence[str]) -> dict[str, Any]:
-    rows = []
-    for quantity in quantities:
-        stem, unit = STEMS[quantity], UNITS[quantity][1]
-        base = metrics["baseline"]
-        cells = [metrics[COUNTS[quantity]]]
-        cells += [metrics[f"{quantity}_{kind}_{stem}"] for kind in ("mae", "rmse", "max", "bias")]
-        cells += [base[f"{quantity}_{kind}_{stem}"] for kind in ("mae", "rmse")]
-        rows.append((f"{quantity} ({unit})", [_cell(cell) for cell in cells]))
-    return {
-        "columns": ["labels", "MAE", "RMSE", "largest", "mean error", "baseline MAE", "baseline RMSE"],
-        "rows": rows,
-    }
-
-
-def _group(
-    title: str,
-    first: str,
-    groups: Mapping[str, Any],
-    quantities: Sequence[str],
-    figures: Mapping[str, Markup],
+def _table(
+    title: str, first: str, table: tuple[list[str], Rows], figures: Sequence[Markup] = ()
 ) -> dict[str, Any]:
-    counts = [count for count in ("n_frames", "n_atoms") if all(count in group for group in groups.values())]
-    columns = [count.removeprefix("n_") for count in counts]
-    keys = list(counts)
-    for quantity in quantities:
-        for kind in ("mae", "rmse"):
-            columns.append(f"{quantity} {kind.upper()} ({UNITS[quantity][1]})")
-            keys.append(f"{quantity}_{kind}_{STEMS[quantity]}")
-    rows = [(name, [_cell(group[key]) for key in keys]) for name, group in groups.items()]
-    ending = "_by_" + ("element" if first == "element" else "config_type")
-    shown = [svg for name, svg in figures.items() if name.endswith(ending)]
-    return {"title": title, "first": first, "columns": columns, "rows": rows, "figures": shown}
+    return {"title": title, "first": first, "columns": table[0], "rows": table[1], "figures": figures}
 
 
 def _svg(figure: Any, description: str) -> Markup:

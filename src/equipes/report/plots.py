@@ -12,13 +12,7 @@ from numpy.typing import ArrayLike
 
 from equipes.errors import InputError
 from equipes.report.figures import COLORS, INK, new_figure, save, short, styled
-
-# quantity: (its unit, unit of its errors)
-UNITS = {"energy": ("eV/atom", "meV/atom"), "forces": ("eV/Å", "meV/Å"), "stress": ("eV/Å³", "meV/Å³")}
-# quantity: the ending of its keys in `error_metrics`
-STEMS = {"energy": "mev_per_atom", "forces": "mev_per_ang", "stress": "mev_per_ang3"}
-# quantity: the key there that counts its labels
-COUNTS = {"energy": "n_energies", "forces": "n_forces", "stress": "n_stresses"}
+from equipes.report.tables import STEMS, UNITS
 
 # From here on single points cannot be told apart and their density is shown.
 _DENSE = 2000
@@ -47,14 +41,16 @@ def parity_plot(
     quantity: str,
     path: str | os.PathLike[str] | None = None,
     *,
+    relative_to: str | None = None,
     overwrite: bool = False,
 ) -> Figure:
     """Predicted against reference values of a quantity.
 
     `quantity` is "energy" (values in eV/atom), "forces" (eV/Å) or "stress" (eV/Å³); the arrays have any, but
-    equal shape. Every component is a point, and many points are drawn as their density. MAE and RMSE over all
-    components stand in the corner. Written to `path` (.png, .svg, .pdf) if given. Raises `InputError` for another
-    quantity, for different numbers of values, none, or non-finite ones.
+    equal shape; `relative_to` says in words what was subtracted from both, if anything. Every component is a
+    point, and many points are drawn as their density. MAE and RMSE over all components stand in the corner. Written
+    to `path` (.png, .svg, .pdf) if given. Raises `InputError` for another quantity, for different numbers of values,
+    none, or non-finite ones.
     """
     x, y = _pairs(reference, predicted, quantity)
     unit, error_unit = UNITS[quantity]
@@ -93,7 +89,7 @@ def parity_plot(
     axes.set(
         xlim=limits, ylim=limits, aspect="equal", xlabel=f"reference ({unit})", ylabel=f"predicted ({unit})"
     )
-    axes.set_title(quantity)
+    axes.set_title(quantity if relative_to is None else f"{quantity}, relative to {relative_to}")
     axes.ticklabel_format(useOffset=False)
     axes.locator_params(axis="x", nbins=4)
     axes.locator_params(axis="y", nbins=5)
@@ -133,7 +129,9 @@ def error_histogram(
     axes.set_ylim(bottom=0.7)
     axes.locator_params(axis="x", nbins=6)
     axes.set(xlabel=f"predicted − reference ({error_unit})", ylabel="values")
-    axes.set_title(f"{quantity} · mean {short(error.mean(), sign=True)}, largest {short(reach)}")
+    # Forces of a frame sum to zero in labels and predictions alike; what is left of their mean is round-off.
+    mean = error.mean() if abs(error.mean()) > 1e-6 * reach else 0.0
+    axes.set_title(f"{quantity} · mean {short(mean, sign=True)}, largest {short(reach)}")
     if path is not None:
         save(figure, path, overwrite=overwrite)
     return figure
@@ -176,7 +174,7 @@ def group_plot(
     axes.grid(axis="y", visible=False)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"{quantity} error ({unit})" + (f", {hidden} smaller not shown" if hidden else ""))
-    axes.legend(loc="lower right", fontsize=8.5)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8.5, borderaxespad=0.2)
     if path is not None:
         save(figure, path, overwrite=overwrite)
     return figure

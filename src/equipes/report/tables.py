@@ -1,53 +1,54 @@
-"""Reading the logs that training and dynamics write: CSV files with one header line and numbers."""
+"""Errors as rows of text, for the terminal and for the page."""
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
+from equipes.report.figures import short
 
-from equipes.errors import InputError
+# quantity: (its unit, the unit of its errors)
+UNITS = {"energy": ("eV/atom", "meV/atom"), "forces": ("eV/Å", "meV/Å"), "stress": ("eV/Å³", "meV/Å³")}
+# quantity: the ending of its keys in `error_metrics`
+STEMS = {"energy": "mev_per_atom", "forces": "mev_per_ang", "stress": "mev_per_ang3"}
+# quantity: the key there that counts its labels
+COUNTS = {"energy": "n_energies", "forces": "n_forces", "stress": "n_stresses"}
+
+Rows = list[tuple[str, list[str]]]
 
 
-def read_columns(path: str | os.PathLike[str], required: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Columns of a CSV log by name, float64, NaN where a cell is empty.
+def labelled(metrics: Mapping[str, Any]) -> list[str]:
+    """The quantities of `error_metrics` that had labels."""
+    return [quantity for quantity, count in COUNTS.items() if metrics[count]]
 
-    A last line without its line end was cut off while being written and is left out; so are columns of text.
-    Raises `InputError` when the file is missing or has no rows, when a row has too many or too few cells, and when
-    a required column is missing.
-    """
-    name = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
-        raise InputError(f"cannot read {name}: {reason}") from error
-    lines = text.splitlines(keepends=True)
-    if lines and not lines[-1].endswith(("\n", "\r")):
-        lines.pop()
-    rows = [row for row in csv.reader(lines) if row]
-    if len(rows) < 2:
-        raise InputError(f"{name} has no rows; give a log with a header line and at least one row")
-    header, body = rows[0], rows[1:]
-    for number, row in enumerate(body, start=2):
-        if len(row) != len(header):
-            raise InputError(
-                f"{name} line {number}: {len(row)} cells under {len(header)} column names; "
-                "give the log as it was written"
-            )
-    columns = {}
-    for position, column in enumerate(header):
-        try:
-            columns[column.strip()] = np.array([float(row[position] or "nan") for row in body])
-        except ValueError:
-            continue
-    missing = [column for column in required if column not in columns]
-    if missing:
-        found = ", ".join(columns) or "none"
-        raise InputError(
-            f"{name}: no numbers in column '{missing[0]}' (found {found}); give a log that has it"
-        )
-    return columns
+
+def summary_rows(metrics: Mapping[str, Any]) -> tuple[list[str], Rows]:
+    """Column names, and a row for each quantity that has labels, beside its baseline."""
+    columns = ["labels", "MAE", "RMSE", "largest", "mean error", "baseline MAE", "baseline RMSE"]
+    rows = []
+    for quantity in labelled(metrics):
+        stem = STEMS[quantity]
+        cells = [metrics[COUNTS[quantity]]]
+        cells += [metrics[f"{quantity}_{kind}_{stem}"] for kind in ("mae", "rmse", "max", "bias")]
+        cells += [metrics["baseline"][f"{quantity}_{kind}_{stem}"] for kind in ("mae", "rmse")]
+        rows.append((f"{quantity} ({UNITS[quantity][1]})", [_cell(cell) for cell in cells]))
+    return columns, rows
+
+
+def group_rows(groups: Mapping[str, Any], quantities: Sequence[str]) -> tuple[list[str], Rows]:
+    """Column names, and a row for each element or configuration type with the errors of the quantities."""
+    keys = [key for key in ("n_frames", "n_atoms") if all(key in group for group in groups.values())]
+    columns = [key.removeprefix("n_") for key in keys]
+    for quantity in quantities:
+        for kind in ("mae", "rmse"):
+            columns.append(f"{quantity} {kind.upper()} ({UNITS[quantity][1]})")
+            keys.append(f"{quantity}_{kind}_{STEMS[quantity]}")
+    return columns, [(name, [_cell(group[key]) for key in keys]) for name, group in groups.items()]
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return str(value)
+    return "0" if abs(value) < 5e-5 else short(value)  # a mean error of -6e-8 is round-off

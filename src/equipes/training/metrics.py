@@ -229,28 +229,36 @@ def _statistics(quantity: str, unit: str, errors: np.ndarray) -> dict[str, float
 def _baseline(pairs: Sequence[tuple[Frame, FramePrediction]]) -> dict[str, float | None]:
     forces = _joined(f.forces.ravel() for f, p in pairs if f.forces is not None and p.forces is not None)
     stress = _joined(f.stress.ravel() for f, p in pairs if f.stress is not None and p.stress is not None)
+    labelled = [frame for frame, _ in pairs if frame.energy is not None]
+    fitted = composition_energies(labelled)
+    beyond = np.empty(0) if fitted is None else _energies_per_atom(labelled) - fitted
     statistics = {
-        **_statistics("energy", _PER_ATOM, _energies_beyond_composition([frame for frame, _ in pairs])),
+        **_statistics("energy", _PER_ATOM, beyond),
         **_statistics("forces", _PER_ANG, forces),
         **_statistics("stress", _PER_ANG3, stress),
     }
     return {name: value for name, value in statistics.items() if "_mae_" in name or "_rmse_" in name}
 
 
-def _energies_beyond_composition(frames: Sequence[Frame]) -> np.ndarray:
-    """Energies per atom, eV, less their best linear fit in the fractions of the elements; empty if all would fit."""
-    labelled = [frame for frame in frames if frame.energy is not None]
-    if not labelled:
-        return np.empty(0)
-    elements = sorted({number for frame in labelled for number in frame.atoms.numbers})
-    fractions = np.array([[np.mean(frame.atoms.numbers == z) for z in elements] for frame in labelled])
-    energies = np.array([frame.energy for frame in labelled]) / [len(frame.atoms) for frame in labelled]
+def _energies_per_atom(frames: Sequence[Frame]) -> np.ndarray:
+    return np.array([frame.energy for frame in frames], dtype=float) / [len(frame.atoms) for frame in frames]
+
+
+def composition_energies(frames: Sequence[Frame]) -> np.ndarray | None:
+    """What the composition alone says of the energy per atom, eV, of each of the frames (all with energies).
+
+    The least-squares fit, linear in the fractions of the elements; None where it has as many parameters as there are
+    frames, and so would say nothing.
+    """
+    if not frames:
+        return None
+    elements = sorted({number for frame in frames for number in frame.atoms.numbers})
+    fractions = np.array([[np.mean(frame.atoms.numbers == z) for z in elements] for frame in frames])
+    energies = _energies_per_atom(frames)
     # Fractions sum to one, so a common shift is among the fits; taking the mean off first keeps the digits.
-    energies = energies - energies.mean()
-    solution, _, rank, _ = np.linalg.lstsq(fractions, energies, rcond=1e-10)
-    if rank >= len(labelled):
-        return np.empty(0)
-    return energies - fractions @ solution
+    mean = energies.mean()
+    solution, _, rank, _ = np.linalg.lstsq(fractions, energies - mean, rcond=1e-10)
+    return None if rank >= len(frames) else mean + fractions @ solution
 
 
 def _per_element(pairs: Sequence[tuple[Frame, FramePrediction]]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 "use strict";
 // What this page did, for tests and for the curious: attributes of <html>.
-//   data-report: "loading", then "ready"; data-errors: number of script errors; data-scene: "drawn", "blank" or "unavailable"
+//   data-report: "loading", then "ready"; data-errors: number of script errors and of attempts to fetch something; data-scene: "drawn", "blank" or "unavailable"
 (() => {
   const page = document.documentElement;
   const data = JSON.parse(document.getElementById("structures-data").textContent);
@@ -103,10 +103,13 @@
     const model = viewer.addModel(`${lines.length}\n\n${lines.join("\n")}\n`, "xyz");
     const byError = element("color").value === "error" && sizes;
     const scaled = element("sized").checked && sizes;
-    model.selectedAtoms({}).forEach((atom, i) => {
+    const atoms = model.selectedAtoms({});
+    // Between close-packed atoms bonds are a thicket that says nothing.
+    const packed = atoms.reduce((sum, atom) => sum + atom.bonds.length, 0) > 4.5 * atoms.length;
+    atoms.forEach((atom, i) => {
       const color = byError ? heat(sizes[i] / largest) : ($3Dmol.elementColors.Jmol[atom.elem] ?? 0xff1493);
       const radius = scaled ? 0.12 + 0.5 * (sizes[i] / largest) : 0.3 * ($3Dmol.GLModel.vdwRadii[atom.elem] ?? 1.7) * 0.8;
-      atom.style = { sphere: { radius, color }, stick: { radius: 0.07, color } };
+      atom.style = packed ? { sphere: { radius, color } } : { sphere: { radius, color }, stick: { radius: 0.07, color } };
     });
     viewer.setHoverable({}, true, (atom) => {
       const i = atom.index;
@@ -125,12 +128,14 @@
         if (length(force) < 0.04 * longest) return;
         const start = structure.positions[i];
         const end = plus(start, force, 1.8 / longest);
-        viewer.addArrow({ start: point(start), end: point(end), radius: 0.06, radiusRatio: 2.2, mid: 0.75, color: dark() ? "#ff8a5c" : "#c8371d" });
+        viewer.addArrow({ start: point(start), end: point(end), radius: 0.06, radiusRatio: 2.2, mid: 0.75, color: dark() ? "#b9a2ff" : "#6b35e0" });
       });
     }
-    if (recentre) viewer.zoomTo();
+    if (recentre) {
+      viewer.zoomTo();
+      viewer.zoom(structure.cell || structure.symbols.length > 40 ? 0.95 : 1.4);
+    }
     viewer.render();
-    if (recentre) viewer.zoom(0.9);
   }
 
   function sceneState() {
@@ -162,7 +167,12 @@
     element("rank").addEventListener("change", fillList);
     paintBackground();
     fillList();
-    if (viewer) page.dataset.scene = sceneState();
+    if (viewer) {
+      // Askew, so that crystals do not hide their rows of atoms behind one another.
+      viewer.rotate(12, "x");
+      viewer.rotate(24, "y");
+      page.dataset.scene = sceneState();
+    }
   }
 
   if (data.structures.length) startViewer();

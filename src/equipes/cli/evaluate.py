@@ -1,0 +1,316 @@
+"""`equipes evaluate` and `equipes predict`: a model's errors on labelled data, and its word on any structures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from equipes.cli.inputs import KeysOption, UnitsOption, naming_options, parse_keys, parse_units
+from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
+from equipes.errors import InputError
+from equipes.files import refuse_overwrite
+
+if TYPE_CHECKING:
+    from equipes.data import Frame, LabelKeys, Units
+    from equipes.models import Potential
+    from equipes.training.metrics import FramePrediction
+
+
+class DType(StrEnum):
+    """Number types of the network."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class PlotFormat(StrEnum):
+    """Formats of separate plots."""
+
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Frames at once, at most; by default by their size.")
+]
+Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1 …")]
+DTypeOption = Annotated[
+    DType | None, typer.Option("--dtype", help="Number type; by default the model's own.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(evaluate)
+    app.command()(predict)
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="Labelled frames: files ASE reads, npz.")
+    ],
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="PATH.html", help="Write a self-contained HTML report.")
+    ] = None,
+    json: JsonPath = None,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", metavar="DIR", help="Write the plots as separate files too.")
+    ] = None,
+    plot_format: Annotated[
+        PlotFormat, typer.Option("--plot-format", help="Format of the plots.")
+    ] = PlotFormat.png,
+    units: UnitsOption = None,
+    keys: KeysOption = None,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(
+            "--metrics", metavar="CSV", help="Learning curves to report; default: metrics.csv beside MODEL."
+        ),
+    ] = None,
+    md: Annotated[
+        Path | None,
+        typer.Option("--md", metavar="DIR", help="A dynamics run (its directory or md.csv) to report."),
+    ] = None,
+    worst: Annotated[
+        int, typer.Option("--worst", min=1, help="Worst structures to show in the report.")
+    ] = 10,
+    batch_size: BatchSize = None,
+    device: Device = "cpu",
+    dtype: DTypeOption = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare a model with labelled data: errors of energy, forces and stress, in all and by kind."""
+    check_json_path(json, overwrite=overwrite)
+    if report is not None:
+        _check_target(report, overwrite=overwrite)
+    if (
+        plots is not None
+        and plots.exists()
+        and not (plots.is_dir() and (overwrite or not any(plots.iterdir())))
+    ):
+        raise InputError(
+            f"{plots} exists and is not an empty directory; give --overwrite (for a directory) or another name"
+        )
+    curves, dynamics = _training_log(model, metrics), _dynamics_log(md)
+    label_keys, declared = parse_keys(keys), parse_units(units)
+
+    import equipes
+    from equipes.report import write_plots, write_report
+    from equipes.training.metrics import check_species, error_metrics
+    from equipes.training.suspicions import suspicions
+
+    potential = equipes.load(model, device=check_device(device), dtype=dtype)
+    frames = _read(data, label_keys, declared, potential)
+    check_species(potential, frames)
+    if all(frame.energy is None and frame.forces is None and frame.stress is None for frame in frames):
+        raise InputError(
+            f"{', '.join(data)}: no energies, forces or stresses to compare with; name them with --keys, or use "
+            "`equipes predict` for structures without labels"
+        )
+    predictions = _predict(potential, frames, batch_size)
+    errors = error_metrics(frames, predictions)
+    warnings = suspicions(frames, predictions)
+    numbers = {
+        "model": str(model),
+        "data": list(data),
+        "dtype": str(potential.dtype).removeprefix("torch."),
+        **errors,
+    }
+    write_json({**numbers, "warnings": warnings}, json, overwrite=overwrite)
+    if json != STDOUT:
+        _print_errors(errors, f"{model} on {', '.join(data)}")
+    for sentence in warnings:
+        typer.echo(f"Warning: {sentence}", err=True)
+    common: dict[str, Any] = {
+        "metrics": errors,
+        "metrics_csv": curves,
+        "md_csv": dynamics,
+        "overwrite": overwrite,
+    }
+    if report is not None:
+        write_report(
+            report,
+            frames,
+            predictions,
+            model=potential.summary(),
+            title=_name(model),
+            subtitle=f"{errors['n_frames']} frames, {errors['n_atoms']} atoms of {', '.join(data)}",
+            warnings=warnings,
+            worst=worst,
+            **common,
+        )
+        _say(f"report: {report}", json)
+    if plots is not None:
+        written = write_plots(plots, frames, predictions, suffix=f".{plot_format}", **common)
+        _say(f"plots: {len(written)} files in {plots}", json)
+
+
+def predict(
+    model: Model,
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="Structures: any file ASE reads; labels are not needed.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="*.xyz or *.extxyz (extended XYZ), *.db, *.traj or *.json.")
+    ],
+    units: UnitsOption = None,
+    batch_size: BatchSize = None,
+    device: Device = "cpu",
+    dtype: DTypeOption = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write structures with the energy, forces and (where there is a volume) stress that a model predicts."""
+    _check_target(target, overwrite=overwrite)
+    declared = parse_units(units)
+
+    from dataclasses import replace
+
+    import equipes
+    from equipes.data import LabelKeys, write_frames
+    from equipes.data.writers import BY_ASE, EXTENDED_XYZ
+
+    if target.suffix.lower() not in EXTENDED_XYZ + BY_ASE:
+        formats = ", ".join(EXTENDED_XYZ + BY_ASE)
+        raise InputError(f"cannot write {target}: unknown format {target.suffix!r}; use one of {formats}")
+
+    potential = equipes.load(model, device=check_device(device), dtype=dtype)
+    frames = _read([source], LabelKeys(), declared, potential)
+    predictions = _predict(potential, frames, batch_size)
+    labelled = [
+        replace(frame, energy=prediction.energy, forces=prediction.forces, stress=prediction.stress)
+        for frame, prediction in zip(frames, predictions, strict=True)
+    ]
+    write_frames(labelled, target, overwrite=overwrite)
+    _say(f"{len(labelled)} structures with energy, forces and stress: {target}", None)
+
+
+def check_device(name: str) -> str:
+    """`name`, if there is such a device; raises `InputError` otherwise."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"--device {name}: there is no such device here; use cpu, or cuda where there is one"
+        ) from error
+    return name
+
+
+def _check_target(path: Path, *, overwrite: bool) -> None:
+    """Complain about a place that cannot be written before the work is done, not after."""
+    refuse_overwrite(path, overwrite=overwrite)
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the directory {path.parent} does not exist; create it first")
+
+
+def _read(data: Sequence[str], keys: LabelKeys, units: Units | None, potential: Potential) -> list[Frame]:
+    from equipes.data import read_frames
+
+    with naming_options():
+        try:
+            return read_frames(data, keys=keys, units=units)
+        except InputError as error:
+            trained = _units_of_training(potential.provenance)
+            if units is None and trained is not None and "data.units" in str(error):
+                raise InputError(
+                    f"{error} (the model's own training data were declared as {trained})"
+                ) from error
+            raise
+
+
+def _units_of_training(provenance: Mapping[str, Any]) -> str | None:
+    value: Any = provenance
+    for key in ("config", "data", "units"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping):
+        return None
+    return ",".join(f"{name}={unit}" for name, unit in value.items() if unit is not None) or None
+
+
+def _predict(potential: Potential, frames: Sequence[Frame], batch_size: int | None) -> list[FramePrediction]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from equipes.training.metrics import predict_frames
+
+    columns = (TextColumn("frames"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("frames", total=len(frames))
+        return predict_frames(
+            potential,
+            frames,
+            batch_size=batch_size,
+            progress=lambda done, _: bar.update(task, completed=done),
+        )
+
+
+def _training_log(model: Path, given: Path | None) -> Path | None:
+    if given is not None:
+        if not given.is_file():
+            raise InputError(f"--metrics {given}: no such file; give the metrics.csv of a training")
+        return given
+    beside = model.parent / "metrics.csv"
+    return beside if beside.is_file() else None
+
+
+def _dynamics_log(given: Path | None) -> Path | None:
+    if given is None:
+        return None
+    log = given / "md.csv" if given.is_dir() else given
+    if not log.is_file():
+        raise InputError(f"--md {given}: no md.csv there; give the directory that `equipes md` wrote")
+    return log
+
+
+def _name(model: Path) -> str:
+    # Every training calls its model model.safetensors; the directory tells them apart.
+    return f"{model.parent.name}/{model.name}" if model.parent.name else model.name
+
+
+def _say(line: str, json: Path | None) -> None:
+    typer.echo(line, err=json == STDOUT)
+
+
+def _print_errors(errors: Mapping[str, Any], title: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from equipes.report.tables import group_rows, labelled, summary_rows
+
+    console = Console()
+    counts = f"{errors['n_frames']} frames, {errors['n_atoms']} atoms"
+    console.print(Text(f"{title}: {counts}", style="bold"), soft_wrap=True)
+    _print_table(console, *summary_rows(errors), first="")
+    console.print(
+        "baseline: energy by composition alone, zero forces and stress", style="dim", highlight=False
+    )
+    if errors["n_forces"]:
+        _print_table(console, *group_rows(errors["per_element"], ("forces",)), first="element")
+    if errors["per_config_type"]:
+        rows = group_rows(errors["per_config_type"], labelled(errors))
+        _print_table(console, *rows, first="configuration type")
+
+
+def _print_table(
+    console: Any, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, first: str
+) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, cells in rows:
+        table.add_row(Text(name), *cells)
+    console.print()
+    console.print(table)

@@ -1,0 +1,360 @@
+"""`equipes relax`, `md` and `eos`: simulations with a trained potential."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
+from equipes.cli.simulate_tables import eos_lines, md_lines, relax_lines
+
+if TYPE_CHECKING:
+    import ase
+    from rich.progress import Progress
+
+    from equipes.simulate.records import Row
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
+StructurePath = Annotated[
+    Path, typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads: extended XYZ, CIF, POSCAR, …")
+]
+FrameNumber = Annotated[int, typer.Option("--frame", help="Which structure of the file; -1 is the last.")]
+Device = Annotated[str, typer.Option("--device", help="Where the network runs: cpu, cuda, …")]
+
+
+class Precision(StrEnum):
+    """Number type of the network."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class EnsembleName(StrEnum):
+    """Ensembles of molecular dynamics."""
+
+    nve = "nve"
+    nvt = "nvt"
+    npt = "npt"
+
+
+class OptimizerName(StrEnum):
+    """Optimisers of a relaxation."""
+
+    lbfgs = "lbfgs"
+    bfgs = "bfgs"
+    fire = "fire"
+
+
+Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the network.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(relax)
+    app.command()(md)
+    app.command()(eos)
+
+
+def relax(
+    model: ModelPath,
+    structure: StructurePath,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The relaxed structure.", show_default="NAME_relaxed.extxyz")
+    ] = None,
+    cell: Annotated[
+        bool | None,
+        typer.Option(
+            "--cell/--no-cell", help="Relax the cell too.", show_default="if periodic in all directions"
+        ),
+    ] = None,
+    pressure: Annotated[float, typer.Option(help="Pressure on the cell, GPa.")] = 0.0,
+    fmax: Annotated[float, typer.Option(help="Stop when all forces are smaller, eV/Å.")] = 0.01,
+    smax: Annotated[float, typer.Option(help="… and stress + pressure too, GPa.")] = 0.05,
+    steps: Annotated[int, typer.Option(help="Give up after so many steps.")] = 1000,
+    symmetry: Annotated[bool, typer.Option("--symmetry", help="Keep the space group (spglib).")] = False,
+    optimizer: Annotated[
+        OptimizerName, typer.Option(help="fire is slower, and harder to mislead.")
+    ] = OptimizerName.lbfgs,
+    trajectory: Annotated[
+        Path | None, typer.Option(help="Write every step: *.extxyz, *.traj, … (what ASE writes).")
+    ] = None,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Relax a structure, with its cell where it is a crystal. Exit status 1 if it does not converge."""
+    from equipes.simulate import relax as relax_atoms
+    from equipes.simulate.records import snapshot
+    from equipes.simulate.relax import relaxes_cell
+
+    check_json_path(json, overwrite=overwrite)
+    out = out or Path(f"{structure.stem}_relaxed.extxyz")
+    _check_targets((out, trajectory), overwrite=overwrite)
+    atoms, calculator = _start(model, structure, frame, device, dtype)
+    quiet = json == STDOUT
+    with_cell = relaxes_cell(atoms) if cell is None else cell
+    if not quiet:
+        typer.echo(
+            f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {_about_cell(atoms, cell, pressure)}"
+        )
+    images: list[ase.Atoms] = []
+    with _progress() as progress, _stopping():
+        task = progress.add_task("relaxing", total=None)
+
+        def follow(step: int, moving: ase.Atoms, force: float, stress: float | None) -> None:
+            pressed = "" if stress is None else f", stress {stress:.3g} GPa off"
+            progress.update(task, completed=step, description=f"step {step}: force {force:.3g} eV/Å{pressed}")
+            if trajectory is not None:
+                images.append(snapshot(moving, step=step))
+
+        result = relax_atoms(
+            atoms,
+            calculator,
+            cell=with_cell,
+            pressure=pressure,
+            fmax=fmax,
+            smax=smax,
+            steps=steps,
+            symmetry=symmetry,
+            optimizer=optimizer.value,
+            on_step=follow,
+        )
+    _write(out, result.atoms, overwrite=overwrite)
+    _write(trajectory, images, overwrite=overwrite)
+    summary = {
+        "model": str(model),
+        "structure": str(structure),
+        "frame": frame,
+        "out": str(out),
+        **result.summary(),
+    }
+    print_table(relax_lines(summary), quiet=quiet)
+    write_json(summary, json, overwrite=overwrite)
+    if not result.converged:
+        reached = f"largest force {result.max_force_ev_per_ang:.3g} eV/Å (limit {fmax:g})"
+        if result.max_stress_deviation_gpa is not None:
+            reached += f", stress {result.max_stress_deviation_gpa:.3g} GPa off (limit {smax:g})"
+        remedy = "give more --steps, or --optimizer fire"
+        typer.echo(f"Error: not converged after {result.steps} steps: {reached}; {remedy}", err=True)
+        raise typer.Exit(1)
+
+
+def md(
+    model: ModelPath,
+    structure: StructurePath,
+    out: Annotated[Path, typer.Option("--out", help="Directory for trajectory, table, plot and checkpoint.")],
+    ensemble: Annotated[EnsembleName, typer.Option(help="What is kept constant.")],
+    steps: Annotated[int, typer.Option(help="Length of the whole run.")],
+    temperature: Annotated[float | None, typer.Option(help="K; in nve that of the first velocities.")] = None,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
+    pressure: Annotated[float, typer.Option(help="GPa, in npt.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
+    interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10,
+    keep_velocities: Annotated[
+        bool, typer.Option("--keep-velocities", help="Start with the velocities of the structure.")
+    ] = False,
+    flexible_cell: Annotated[
+        bool, typer.Option("--flexible-cell", help="npt: let the shape of the cell change too.")
+    ] = False,
+    thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
+    barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Molecular dynamics at constant energy (nve), temperature (nvt), or temperature and pressure (npt)."""
+    from equipes.report import md_plot
+    from equipes.simulate import MDSettings, records, run_md
+
+    check_json_path(json, overwrite=overwrite)
+    atoms, calculator = _start(model, structure, frame, device, dtype)
+    settings = MDSettings(
+        ensemble=ensemble.value,
+        steps=steps,
+        timestep=timestep,
+        temperature=temperature,
+        pressure=pressure,
+        seed=seed,
+        interval=interval,
+        keep_velocities=keep_velocities,
+        flexible_cell=flexible_cell,
+        thermostat_time=thermostat_time,
+        barostat_time=barostat_time,
+    )
+    quiet = json == STDOUT
+    with _progress() as progress, _stopping():
+        task = progress.add_task("preparing", total=max(steps, 1))
+        first: tuple[int, float] | None = None
+
+        def follow(step: int, row: Row) -> None:
+            nonlocal first
+            now = time.monotonic()
+            if first is None:
+                first = (step, now)
+            per_second = (step - first[0]) / (now - first[1]) if now > first[1] else 0.0
+            speed = f"{per_second:.4g} steps/s, {per_second * timestep * 86400e-6:.3g} ns/day"
+            progress.update(task, completed=step, description=f"{row.temperature_k:.0f} K, {speed}")
+
+        result = run_md(
+            atoms,
+            calculator,
+            settings,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            potential=_fingerprint(model, dtype),
+            on_step=follow,
+        )
+    md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
+    print_table(md_lines(result.summary, out), quiet=quiet)
+    write_json(result.summary, json, overwrite=overwrite)
+    if result.interrupted:
+        done = result.summary["steps"]
+        typer.echo(
+            f"Stopped after step {done} of {steps}; the same command with --resume continues.", err=True
+        )
+        raise typer.Exit(130)
+
+
+def eos(
+    model: ModelPath,
+    structure: StructurePath,
+    volume_range: Annotated[
+        float, typer.Option("--range", help="Fraction of the volume to either side.")
+    ] = 0.08,
+    points: Annotated[int, typer.Option(help="Number of volumes.")] = 11,
+    relax_positions: Annotated[
+        bool, typer.Option("--relax/--no-relax", help="Relax the atoms at every volume.")
+    ] = True,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curve: *.png, *.svg, *.pdf.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the structure at the best volume.")] = None,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Lattice constant and bulk modulus of a crystal, from its energy over the volume (Birch-Murnaghan)."""
+    from equipes.simulate import equation_of_state
+
+    check_json_path(json, overwrite=overwrite)
+    _check_targets((out,), overwrite=overwrite)
+    _check_targets((plot,), overwrite=overwrite, structures=False)
+    atoms, calculator = _start(model, structure, frame, device, dtype)
+    with _progress() as progress, _stopping():
+        task = progress.add_task("calculating", total=None)
+
+        def follow(volume: float, energy: float) -> None:
+            progress.update(task, description=f"{volume:.2f} Å³: {energy:.4f} eV", advance=1)
+
+        result = equation_of_state(
+            atoms,
+            calculator,
+            volume_range=volume_range,
+            points=points,
+            relax_positions=relax_positions,
+            on_point=follow,
+        )
+    _write(out, result.atoms, overwrite=overwrite)
+    if plot is not None:
+        from equipes.report.equation_of_state import equation_of_state_plot
+
+        equation_of_state_plot(result, plot, overwrite=overwrite)
+    summary = {"model": str(model), "structure": str(structure), "frame": frame, **result.summary()}
+    print_table(eos_lines(summary, plot, out), quiet=json == STDOUT)
+    write_json(summary, json, overwrite=overwrite)
+
+
+def _start(model: Path, structure: Path, frame: int, device: str, dtype: Precision) -> tuple[ase.Atoms, Any]:
+    from equipes.calculators import Calculator
+    from equipes.simulate.structures import read_structure
+
+    return read_structure(structure, frame), Calculator(model, device=device, dtype=dtype.value)
+
+
+def _check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:
+    """Complain before the work is done, not after, about what cannot be written."""
+    from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
+
+    from equipes.errors import InputError
+    from equipes.files import refuse_overwrite
+
+    for path in paths:
+        if path is None:
+            continue
+        refuse_overwrite(path, overwrite=overwrite)
+        if not path.parent.is_dir():
+            raise InputError(
+                f"cannot write {path}: the directory {path.parent} does not exist; create it first"
+            )
+        try:
+            writable = not structures or get_ioformat(filetype(str(path), read=False)).can_write
+        except UnknownFileTypeError:
+            writable = False
+        if not writable:
+            suffix = path.suffix or "a name without suffix"
+            raise InputError(f"cannot write {path}: {suffix} is no format that ASE writes; use .extxyz")
+
+
+def _write(path: Path | None, structures: ase.Atoms | list[ase.Atoms], *, overwrite: bool) -> None:
+    from ase.io import write
+
+    from equipes.files import atomic_write
+
+    if path is None:
+        return
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        write(temporary, structures)
+
+
+def _fingerprint(model: Path, dtype: Precision) -> str:
+    """Tells one model from another in a checkpoint, wherever its file lies."""
+    return f"sha256:{hashlib.sha256(model.read_bytes()).hexdigest()[:16]} in {dtype.value}"
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """A simulation that cannot go on becomes one sentence and exit status 1."""
+    from equipes.simulate import SimulationError
+
+    try:
+        yield
+    except SimulationError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A line on stderr that moves, and leaves when the work is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
+    ) as progress:
+        yield progress
+
+
+def _about_cell(atoms: ase.Atoms, wanted: bool | None, pressure: float) -> str:
+    from equipes.simulate.relax import relaxes_cell
+
+    if relaxes_cell(atoms) if wanted is None else wanted:
+        return f"Atoms and cell relax, at {pressure:g} GPa; --no-cell holds the cell."
+    if relaxes_cell(atoms):
+        return "Only the atoms relax; the cell is held."
+    return "Only the atoms relax: the structure is not periodic in all directions."

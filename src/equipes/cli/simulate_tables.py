@@ -1,0 +1,61 @@
+"""What the simulation commands print when they are done: lines of name and value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def relax_lines(summary: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """A relaxation, from `RelaxResult.summary`."""
+    yield "converged", f"{'yes' if summary['converged'] else 'no'}, after {summary['steps']} steps"
+    before, after = summary["energy_before_ev"], summary["energy_ev"]
+    change = 1000 * (after - before) / summary["n_atoms"]
+    yield "energy", f"{after:.6f} eV ({change:+.3f} meV/atom)"
+    yield "largest force", f"{summary['max_force_ev_per_ang']:.4g} eV/Å"
+    if summary["cell_relaxed"]:
+        yield "stress off by", f"{summary['max_stress_deviation_gpa']:.3g} GPa, at most"
+        ratio = summary["volume_ang3"] / summary["volume_before_ang3"] - 1
+        yield "volume", f"{summary['volume_ang3']:.4f} Å³ ({100 * ratio:+.3f} %)"
+        yield "cell", " ".join(f"{value:.4f}" for value in summary["cell"]) + " (Å, °)"
+    if summary["spacegroup"] is not None:
+        yield "space group", f"{summary['spacegroup_before']} → {summary['spacegroup']}"
+    yield "written", summary["out"]
+
+
+def md_lines(summary: dict[str, Any], out: Path) -> Iterator[tuple[str, object]]:
+    """Molecular dynamics, from `MDResult.summary`."""
+    yield "steps", f"{summary['steps']} ({summary['time_fs'] / 1000:.4g} ps)"
+    if summary["steps_per_second"] is not None:
+        nanoseconds = summary["steps_per_second"] * summary["settings"]["timestep"] * 86400e-6
+        yield "speed", f"{summary['steps_per_second']:.4g} steps/s, {nanoseconds:.3g} ns/day"
+    start = f"from {summary['means_from_fs'] / 1000:.4g} ps on"
+    for name, label, unit in (
+        ("temperature_k", "mean temperature", "K"),
+        ("pressure_gpa", "mean pressure", "GPa"),
+        ("volume_ang3", "mean volume", "Å³"),
+    ):
+        mean, error = summary.get(f"mean_{name}"), summary.get(f"mean_{name}_error")
+        if mean is not None:
+            yield label, f"{mean:.6g}{'' if error is None else f' ± {error:.2g}'} {unit}, {start}"
+    if summary["energy_drift_mev_per_atom_per_ps"] is not None:
+        yield "energy drift", f"{summary['energy_drift_mev_per_atom_per_ps']:+.4g} meV/atom/ps"
+    yield "written", f"{out}: trajectory.extxyz md.csv md.json md.png final.extxyz"
+
+
+def eos_lines(summary: dict[str, Any], plot: Path | None, out: Path | None) -> Iterator[tuple[str, object]]:
+    """An equation of state, from `EquationOfStateResult.summary`."""
+    constants = (
+        f"{name} = {value:.4f} Å" if len(name) == 1 else f"{name} = {value:.2f}°"
+        for name, value in summary["lattice_constants"].items()
+    )
+    yield "lattice", f"{summary['lattice']} {', '.join(constants)}"
+    yield "volume", f"{summary['volume_ang3'] / summary['n_atoms']:.4f} Å³/atom"
+    yield "energy", f"{summary['energy_ev'] / summary['n_atoms']:.6f} eV/atom"
+    yield "bulk modulus", f"{summary['bulk_modulus_gpa']:.2f} GPa"
+    yield "its derivative B'", f"{summary['bulk_modulus_derivative']:.2f}"
+    yield "fit", f"{summary['fit_rms_mev_per_atom']:.3g} meV/atom off, root mean square"
+    for path in (plot, out):
+        if path is not None:
+            yield "written", path

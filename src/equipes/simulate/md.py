@@ -1,0 +1,332 @@
+"""Molecular dynamics with a record on the disk, that can be stopped at any moment and continued exactly."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+from ase import units
+from ase.calculators.calculator import BaseCalculator
+from ase.io import write
+
+from equipes.errors import InputError
+from equipes.files import atomic_write, new_directory
+from equipes.simulate import records
+from equipes.simulate.ensembles import (
+    conserved_energy,
+    degrees_of_freedom,
+    integrator,
+    integrator_state,
+    remove_rigid_motion,
+    restore_integrator,
+    thermal_momenta,
+)
+from equipes.simulate.errors import SimulationError
+from equipes.simulate.interrupt import stop_at_signal
+from equipes.simulate.records import Row
+from equipes.simulate.safety import Watch, check_finite
+from equipes.simulate.settings import MDSettings
+from equipes.simulate.statistics import drift, mean_with_error
+
+# The part at the start of a run that means leave out, while potential and kinetic energy come to terms.
+SETTLING = 0.2
+CHECKPOINT_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class MDResult:
+    """How a run ended: the summary that stands in md.json, the last structure with its velocities, and the directory.
+
+    `interrupted` says that a signal stopped it before the last step; it can be continued.
+    """
+
+    summary: dict[str, Any]
+    atoms: ase.Atoms
+    out: Path
+    interrupted: bool
+
+
+def run_md(
+    atoms: ase.Atoms,
+    calculator: BaseCalculator,
+    settings: MDSettings,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    potential: str = "",
+    on_step: Callable[[int, Row], None] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> MDResult:
+    """Run molecular dynamics and write it to the directory `out`.
+
+    It holds trajectory.extxyz (positions as they move, not wrapped into the cell; momenta, forces, energy), md.csv,
+    checkpoint.npz, and at the end final.extxyz and md.json. SIGINT and SIGTERM stop it after the step in hand, with a
+    checkpoint. A run that is continued is, bit for bit, the run that was never stopped, if the calculator gives the
+    same forces for the same structure.
+
+    Args:
+        atoms: the structure to start from; not changed.
+        calculator: any ASE calculator.
+        settings: ensemble, length, time step, …
+        out: directory.
+        resume: continue from the last checkpoint in `out`; `settings.steps` may be larger than before.
+        overwrite: replace an earlier run in `out`.
+        potential: says which potential it is, in the record; a run continues only with the same.
+        on_step: called with the step and the last row, after every step.
+        checkpoint_seconds: the least time between two checkpoints.
+
+    Raises:
+        InputError: settings that make no sense, or a directory that cannot be written or continued.
+        SimulationError: a run that left what is physically possible; failure.extxyz is where.
+    """
+    atoms = atoms.copy()
+    if resume and overwrite:
+        raise InputError("a run is either continued or replaced; give resume or overwrite, not both")
+    if not resume:
+        settings.check(atoms)
+    atoms.calc = calculator
+    out = Path(out)
+    rng = np.random.default_rng(settings.seed)
+    arrays: dict[str, np.ndarray] = {}
+    facts: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    if resume:
+        arrays, facts = records.read_checkpoint(out)
+        _restore_atoms(atoms, arrays, out)
+        settings.check(atoms)
+        _same_run(settings, potential, facts, out)
+        rng.bit_generator.state = facts["random"]
+    else:
+        degrees_of_freedom(atoms, settings.ensemble)
+        if settings.keep_velocities:
+            remove_rigid_motion(atoms, settings.ensemble)
+        else:
+            thermal_momenta(atoms, settings.temperature or 0.0, settings.ensemble, rng)
+    check_finite(atoms, f"step {facts['step']}")
+    run = _Run(atoms, settings, rng, arrays, facts, potential)
+    if not resume:
+        new_directory(out, overwrite=overwrite)
+        records.remove_old_records(out)
+    recorder = records.Recorder(
+        out, table_bytes=facts.get("table_bytes", 0), trajectory_bytes=facts.get("trajectory_bytes", 0)
+    )
+    with recorder, stop_at_signal() as stop:
+        if not resume:
+            run.record(recorder)
+            run.checkpoint(recorder)
+        saved = time.monotonic()
+        try:
+            while run.step < settings.steps and not stop.is_set():
+                run.advance()
+                if run.step % settings.interval == 0:
+                    run.record(recorder)
+                if on_step is not None:
+                    on_step(run.step, run.row)
+                if time.monotonic() - saved >= checkpoint_seconds:
+                    run.checkpoint(recorder)
+                    saved = time.monotonic()
+            run.checkpoint(recorder)
+        except SimulationError as error:
+            _write_structure(records.snapshot(atoms, results=False, step=run.step), out / records.FAILURE)
+            _write_summary(run, out, stopped=str(error))
+            raise
+        interrupted = run.step < settings.steps
+    _write_structure(records.snapshot(atoms, step=run.step, time_fs=run.time), out / records.FINAL)
+    summary = _write_summary(run, out, stopped="interrupted" if interrupted else None)
+    return MDResult(summary=summary, atoms=atoms, out=out, interrupted=interrupted)
+
+
+class _Run:
+    """The state of a run between two steps."""
+
+    def __init__(
+        self,
+        atoms: ase.Atoms,
+        settings: MDSettings,
+        rng: np.random.Generator,
+        arrays: dict[str, np.ndarray],
+        facts: dict[str, Any],
+        potential: str,
+    ) -> None:
+        self.atoms = atoms
+        self.settings = settings
+        self.rng = rng
+        self.potential = potential
+        self.first = self.step = int(facts["step"])
+        self.seconds = float(facts["seconds"])
+        self.started = time.monotonic()
+        self.degrees = degrees_of_freedom(atoms, settings.ensemble)
+        self.dynamics: Any = integrator(
+            atoms,
+            settings.ensemble,
+            timestep=settings.timestep,
+            temperature=settings.temperature,
+            pressure=settings.pressure,
+            thermostat_time=settings.thermostat_time,
+            barostat_time=settings.barostat_time,
+            flexible_cell=settings.flexible_cell,
+            rng=rng,
+        )
+        if arrays:
+            restore_integrator(self.dynamics, settings.ensemble, arrays)
+        self.periodic = bool(atoms.pbc.all() and atoms.cell.rank == 3)
+        self.pressure_known = self.periodic and "stress" in atoms.calc.implemented_properties
+        self.row = self._row()
+        self.origin: dict[str, float | None] = facts.get("origin") or {
+            "conserved": conserved_energy(self.dynamics, settings.ensemble, self.row.total_energy_ev),
+            "temperature": max(self.row.temperature_k, settings.temperature or 0.0),
+        }
+        self.watch = Watch(
+            atoms,
+            degrees=self.degrees,
+            temperature=self.origin["temperature"] or 0.0,
+            conserved=self.origin["conserved"],
+            closest_fraction=settings.closest_fraction,
+        )
+        self.watch.check(self.step, atoms, self.row.conserved_energy_ev)
+
+    @property
+    def time(self) -> float:
+        """fs since the start."""
+        return self.step * self.settings.timestep
+
+    def advance(self) -> None:
+        """One step, checked."""
+        try:
+            self.step += 1
+            self.dynamics.step()
+            total = self.atoms.get_potential_energy() + self.atoms.get_kinetic_energy()
+            conserved = conserved_energy(self.dynamics, self.settings.ensemble, total)
+            self.watch.check(self.step, self.atoms, conserved)
+        except InputError as error:
+            # The structure was sound at the start, so it is the dynamics that led to one that cannot be evaluated.
+            raise SimulationError(f"step {self.step}: {error}") from error
+
+    def record(self, recorder: records.Recorder) -> None:
+        """Append this moment to table and trajectory."""
+        self.row = self._row()
+        recorder.append(self.row, records.snapshot(self.atoms, step=self.step, time_fs=self.time))
+
+    def checkpoint(self, recorder: records.Recorder) -> None:
+        """Make this moment one to continue from."""
+        arrays = {
+            "numbers": self.atoms.numbers,
+            "pbc": self.atoms.pbc,
+            "cell": self.atoms.cell.array,
+            "positions": self.atoms.positions,
+            "momenta": self.atoms.get_momenta(),
+            **integrator_state(self.dynamics, self.settings.ensemble),
+        }
+        recorder.checkpoint(
+            arrays,
+            {
+                "step": self.step,
+                "seconds": self.seconds + time.monotonic() - self.started,
+                "random": self.rng.bit_generator.state,
+                "settings": asdict(self.settings),
+                "potential": self.potential,
+                "origin": self.origin,
+            },
+        )
+
+    def _row(self) -> Row:
+        atoms = self.atoms
+        potential, kinetic = float(atoms.get_potential_energy()), float(atoms.get_kinetic_energy())
+        total = potential + kinetic
+        pressure = None
+        if self.pressure_known:
+            stress = atoms.get_stress(include_ideal_gas=True, apply_constraint=False)
+            pressure = float(-stress[:3].mean() / units.GPa)
+        return Row(
+            step=self.step,
+            time_fs=self.time,
+            potential_energy_ev=potential,
+            kinetic_energy_ev=kinetic,
+            total_energy_ev=total,
+            temperature_k=2 * kinetic / (self.degrees * units.kB),
+            conserved_energy_ev=conserved_energy(self.dynamics, self.settings.ensemble, total),
+            volume_ang3=float(atoms.get_volume()) if self.periodic else None,
+            pressure_gpa=pressure,
+        )
+
+
+def summarize(rows: list[Row], n_atoms: int) -> dict[str, Any]:
+    """The physics of a run from its table.
+
+    Means and their errors (by blocking) leave out the first fifth of the rows; the drift is the slope of the conserved
+    energy over all of them, by least squares.
+    """
+    kept = rows[int(np.ceil(SETTLING * len(rows))) if len(rows) > 1 else 0 :]
+    temperature, temperature_error = mean_with_error([row.temperature_k for row in kept])
+    conserved = [row.conserved_energy_ev for row in rows if row.conserved_energy_ev is not None]
+    slope = drift([row.time_fs / 1000 for row in rows], conserved) if len(conserved) == len(rows) else None
+    summary = {
+        "mean_temperature_k": temperature,
+        "mean_temperature_k_error": temperature_error,
+        "mean_potential_energy_ev": mean_with_error([row.potential_energy_ev for row in kept])[0],
+        "means_from_fs": kept[0].time_fs if kept else None,
+        "energy_drift_mev_per_atom_per_ps": None if slope is None else 1000 * slope / n_atoms,
+    }
+    for name in ("volume_ang3", "pressure_gpa"):
+        values = [getattr(row, name) for row in kept]
+        if values and None not in values:
+            summary[f"mean_{name}"], summary[f"mean_{name}_error"] = mean_with_error(values)
+    return summary
+
+
+def _write_summary(run: _Run, out: Path, *, stopped: str | None) -> dict[str, Any]:
+    elapsed = time.monotonic() - run.started
+    done = run.step - run.first
+    summary = {
+        "ensemble": run.settings.ensemble,
+        "n_atoms": len(run.atoms),
+        "degrees_of_freedom": run.degrees,
+        "steps": run.step,
+        "time_fs": run.time,
+        "completed": stopped is None,
+        "stopped": stopped,
+        **summarize(records.read_table(out / records.TABLE), len(run.atoms)),
+        "seconds": run.seconds + elapsed,
+        "steps_per_second": done / elapsed if done else None,
+        "potential": run.potential,
+        "settings": asdict(run.settings),
+    }
+    with atomic_write(out / records.SUMMARY, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _write_structure(frame: ase.Atoms, path: Path) -> None:
+    with atomic_write(path, overwrite=True) as temporary:
+        write(temporary, frame, format="extxyz")
+
+
+def _restore_atoms(atoms: ase.Atoms, arrays: dict[str, np.ndarray], out: Path) -> None:
+    if not (np.array_equal(atoms.numbers, arrays["numbers"]) and np.array_equal(atoms.pbc, arrays["pbc"])):
+        raise InputError(
+            f"the run in {out} has other atoms than this structure; give the one it was started with"
+        )
+    atoms.set_cell(arrays["cell"], apply_constraint=False)
+    atoms.set_positions(arrays["positions"], apply_constraint=False)
+    atoms.set_momenta(arrays["momenta"], apply_constraint=False)
+
+
+def _same_run(settings: MDSettings, potential: str, facts: dict[str, Any], out: Path) -> None:
+    stored = facts["settings"]
+    for name, value in {**asdict(settings), "potential": potential}.items():
+        before = facts["potential"] if name == "potential" else stored[name]
+        if name != "steps" and value != before:
+            raise InputError(
+                f"the run in {out} was started with {name} = {before}, not {value};"
+                " continue it with the same, or start another one elsewhere"
+            )
+    if settings.steps < facts["step"]:
+        raise InputError(
+            f"the run in {out} has already done {facts['step']} steps, more than {settings.steps}; give a larger number"
+        )

@@ -1,0 +1,242 @@
+"""Relaxation of atoms, and of the cell with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import ase
+import numpy as np
+from ase import units
+from ase.calculators.calculator import BaseCalculator
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixSymmetry
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE, LBFGS
+from ase.optimize.optimize import Optimizer
+
+from equipes.errors import InputError
+from equipes.simulate.errors import SimulationError
+from equipes.simulate.safety import Distances, check_finite
+
+OptimizerName = Literal["lbfgs", "bfgs", "fire"]
+_OPTIMIZERS: dict[str, type[Optimizer]] = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}
+# A cell that shrinks or grows this much has been lost, not relaxed.
+_VOLUME_FACTOR = 3.0
+_SYMMETRY_TOLERANCE = 0.01  # Å
+
+
+@dataclass(frozen=True)
+class RelaxResult:
+    """A relaxed structure and how it came about.
+
+    Attributes:
+        atoms: the structure, carrying its energy, forces and (with a cell of some volume) stress.
+        converged: whether forces, and the stress where the cell was relaxed, came under their limits.
+        steps: optimiser steps taken.
+        cell_relaxed: whether the cell took part.
+        pressure_gpa: the pressure that it was relaxed under.
+        energy_before_ev, energy_ev: potential energy at the start and at the end.
+        max_force_ev_per_ang: the largest force on an atom at the end.
+        max_stress_deviation_gpa: the largest component of stress + pressure; None where the cell was not relaxed.
+        volume_before_ang3, volume_ang3: None without a cell.
+        spacegroup_before, spacegroup: where symmetry was kept, else None.
+    """
+
+    atoms: ase.Atoms
+    converged: bool
+    steps: int
+    cell_relaxed: bool
+    pressure_gpa: float
+    energy_before_ev: float
+    energy_ev: float
+    max_force_ev_per_ang: float
+    max_stress_deviation_gpa: float | None
+    volume_before_ang3: float | None
+    volume_ang3: float | None
+    spacegroup_before: str | None = None
+    spacegroup: str | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain JSON values; the structure as its cell parameters (Å and degrees)."""
+        values = {name: value for name, value in vars(self).items() if name != "atoms"}
+        return {**values, "n_atoms": len(self.atoms), "cell": self.atoms.cell.cellpar().tolist()}
+
+
+def relaxes_cell(atoms: ase.Atoms) -> bool:
+    """Whether `relax` lets the cell of a structure relax when it is not told: if it is periodic in all directions."""
+    return bool(atoms.pbc.all() and atoms.cell.rank == 3)
+
+
+def relax(
+    atoms: ase.Atoms,
+    calculator: BaseCalculator,
+    *,
+    cell: bool | None = None,
+    pressure: float = 0.0,
+    fmax: float = 0.01,
+    smax: float = 0.05,
+    steps: int = 1000,
+    symmetry: bool = False,
+    constant_volume: bool = False,
+    optimizer: OptimizerName = "lbfgs",
+    on_step: Callable[[int, ase.Atoms, float, float | None], None] | None = None,
+) -> RelaxResult:
+    """The nearest minimum of the energy, or of the enthalpy under pressure.
+
+    Args:
+        atoms: the structure; not changed. Its constraints hold.
+        calculator: any ASE calculator.
+        cell: relax the cell too; None means yes for a structure that is periodic in all three directions, else no.
+        pressure: GPa, for the cell.
+        fmax: the force on every atom shall be smaller, eV/Å.
+        smax: every component of stress + pressure shall be smaller, GPa, where the cell relaxes.
+        steps: at most so many.
+        symmetry: keep the space group (needs spglib); positions and cell are first made exactly symmetric.
+        constant_volume: of the cell, relax only the shape; smax then holds for the stress without its trace.
+        optimizer: "lbfgs", which takes the fewest steps, "bfgs", or "fire" (Bitzek et al., Phys. Rev. Lett. 97, 170201,
+            2006), for a start so far from a minimum that the others lose their way.
+        on_step: called with step, structure, largest force and largest stress deviation, also before the first step.
+
+    Raises:
+        InputError: options that do not fit the structure.
+        SimulationError: an energy or force that is no number, a cell that collapses or expands threefold, or atoms that
+            end inside each other.
+    """
+    relaxed = atoms.copy()
+    relaxed.calc = calculator
+    with_cell = relaxes_cell(atoms) if cell is None else cell
+    _check_options(atoms, with_cell, pressure, fmax, smax, steps, symmetry, constant_volume, optimizer)
+    before = _spacegroup(relaxed) if symmetry else None
+    if symmetry:
+        relaxed.set_constraint([*relaxed.constraints, FixSymmetry(relaxed, symprec=_SYMMETRY_TOLERANCE)])
+    check_finite(relaxed, "step 0")
+    energy_before, volume_before = float(relaxed.get_potential_energy()), _volume(relaxed)
+    target: Any = relaxed
+    if with_cell:
+        target = FrechetCellFilter(
+            relaxed, scalar_pressure=pressure * units.GPa, constant_volume=constant_volume
+        )
+    # The optimiser's own criterion mixes forces with scaled stresses; ours names both, so it is asked never to stop.
+    dynamics = _OPTIMIZERS[optimizer](target, logfile=None)
+    step, converged, force, stress = 0, False, 0.0, None
+    for step in _steps_of(dynamics, steps):
+        check_finite(relaxed, f"step {step}")
+        _check_volume(relaxed, volume_before, step)
+        force = float(np.linalg.norm(relaxed.get_forces(), axis=1).max())
+        stress = _stress_deviation(relaxed, pressure, constant_volume) if with_cell else None
+        if on_step is not None:
+            on_step(step, relaxed, force, stress)
+        converged = force < fmax and (stress is None or stress < smax)
+        if converged:
+            break
+    Distances(relaxed).check(relaxed, f"step {step}")
+    return RelaxResult(
+        atoms=_with_results(relaxed, atoms),
+        converged=converged,
+        steps=step,
+        cell_relaxed=with_cell,
+        pressure_gpa=pressure,
+        energy_before_ev=energy_before,
+        energy_ev=float(relaxed.get_potential_energy()),
+        max_force_ev_per_ang=force,
+        max_stress_deviation_gpa=stress,
+        volume_before_ang3=volume_before,
+        volume_ang3=_volume(relaxed),
+        spacegroup_before=before,
+        spacegroup=_spacegroup(relaxed) if symmetry else None,
+    )
+
+
+def _steps_of(dynamics: Optimizer, steps: int) -> Iterator[int]:
+    """Run an optimiser; what goes wrong inside it is told with the step."""
+    step = 0
+    try:
+        for step, _ in enumerate(dynamics.irun(fmax=0.0, steps=steps)):
+            yield step
+    except (InputError, RuntimeError) as error:
+        # Of the potential, of atoms that came to the same place, or of a step too large for the symmetry.
+        raise SimulationError(f"step {step + 1}: {error}") from error
+
+
+def _check_options(
+    atoms: ase.Atoms,
+    with_cell: bool,
+    pressure: float,
+    fmax: float,
+    smax: float,
+    steps: int,
+    symmetry: bool,
+    constant_volume: bool,
+    optimizer: str,
+) -> None:
+    if with_cell and not relaxes_cell(atoms):
+        raise InputError(
+            "the cell can only relax where the structure is periodic in all three directions; hold it (--no-cell)"
+        )
+    if not with_cell and (pressure != 0.0 or constant_volume):
+        raise InputError(
+            "a pressure acts through the cell, which is not being relaxed; relax it too (--cell)"
+        )
+    if not np.isfinite(pressure):
+        raise InputError(f"the pressure must be a number in GPa, not {pressure}")
+    if not (fmax > 0 and smax > 0):
+        raise InputError(f"the limits of force and stress must be above 0, not {fmax} eV/Å and {smax} GPa")
+    if steps < 0:
+        raise InputError(f"the number of steps must be 0 or more, not {steps}")
+    if optimizer not in _OPTIMIZERS:
+        raise InputError(f"unknown optimizer {optimizer!r}; choose one of {', '.join(_OPTIMIZERS)}")
+    if symmetry and find_spec("spglib") is None:
+        raise InputError("keeping the symmetry needs the package spglib; pip install spglib")
+    if symmetry and not relaxes_cell(atoms):
+        raise InputError(
+            "only a structure that is periodic in all three directions has a space group to keep"
+        )
+
+
+def _stress_deviation(atoms: ase.Atoms, pressure: float, constant_volume: bool) -> float:
+    """The largest component of stress + pressure in GPa."""
+    deviation = atoms.get_stress(voigt=False) / units.GPa
+    if constant_volume:
+        return float(np.abs(deviation - np.trace(deviation) / 3 * np.eye(3)).max())
+    return float(np.abs(deviation + pressure * np.eye(3)).max())
+
+
+def _volume(atoms: ase.Atoms) -> float | None:
+    return float(atoms.get_volume()) if atoms.cell.rank == 3 else None
+
+
+def _check_volume(atoms: ase.Atoms, before: float | None, step: int) -> None:
+    if before is None:
+        return
+    ratio = atoms.get_volume() / before
+    if not 1 / _VOLUME_FACTOR < ratio < _VOLUME_FACTOR:
+        raise SimulationError(
+            f"step {step}: the volume of the cell is {ratio:.2f} times what it was, so there is no minimum near the"
+            " structure; start from a better one, relax without the cell, or train on structures like this one"
+        )
+
+
+def _spacegroup(atoms: ase.Atoms) -> str:
+    import spglib
+
+    crystal = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    name = spglib.get_spacegroup(crystal, symprec=_SYMMETRY_TOLERANCE)
+    return name if name is not None else "unknown"
+
+
+def _with_results(relaxed: ase.Atoms, original: ase.Atoms) -> ase.Atoms:
+    """The relaxed structure with numbers instead of a calculator, and the constraints it came with."""
+    results = {
+        "energy": relaxed.get_potential_energy(),
+        "forces": relaxed.get_forces(apply_constraint=False),
+    }
+    if relaxed.cell.rank == 3 and relaxed.pbc.any() and "stress" in relaxed.calc.implemented_properties:
+        results["stress"] = relaxed.get_stress(apply_constraint=False)
+    structure = relaxed.copy()
+    structure.set_constraint([constraint.copy() for constraint in original.constraints])
+    structure.info = {}
+    structure.calc = SinglePointCalculator(structure, **results)
+    return structure

@@ -1,0 +1,193 @@
+"""The one schema of a training: three flat sections, `data`, `model` and `train`.
+
+Fields that are `None` are chosen from the data when training starts (`equipes.training.defaults`); what was chosen is
+written to `OUT/config.yaml`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Size = int | float | list[int] | str
+"""Frames of a split: their number, their fraction, their numbers (from 0), or a file that lists them."""
+
+PerSpecies = float | dict[str, float]
+
+Start = Annotated[float, Field(ge=0, lt=1)]
+Weight = NonNegativeFloat | Annotated[dict[Start, NonNegativeFloat], Field(min_length=1)]
+"""A constant, or steps: `{0: 1, 0.75: 10}` means 1 at first, and 10 after three quarters of the budget."""
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; numbers must be finite; a loaded config never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class KeysConfig(Section):
+    """Names under which the labels stand in the files; `None` looks for the usual ones."""
+
+    energy: str | None = None
+    forces: str | None = None
+    stress: str | None = None
+    config_type: str | None = None
+
+
+class UnitsConfig(Section):
+    """Units of positions and labels: for `.npz` files, which carry none, and others that are not in eV and Å."""
+
+    energy: str = Field(default="eV", description="eV, meV, kcal/mol, kJ/mol, Ha or Ry")
+    length: str = Field(default="Ang", description="Ang, Bohr or nm")
+    forces: str | None = Field(
+        default=None, description="where not energy/length: such as Ha/Bohr; a leading minus for gradients"
+    )
+    stress: str | None = Field(
+        default=None,
+        description="where not energy/length^3: GPa, kbar, …; a leading minus where compression is positive",
+    )
+
+
+class DataConfig(Section):
+    """Where the frames come from and how they are split."""
+
+    train: str | list[str] = Field(
+        description="file or files; what n_val and n_test take comes out of them too"
+    )
+    val: str | list[str] | None = Field(default=None, description="validation file(s), in place of n_val")
+    test: str | list[str] | None = Field(default=None, description="test file(s), evaluated once at the end")
+    n_train: Size | None = Field(
+        default=None, description="how many or which frames to train on; null: all the rest"
+    )
+    n_val: Size | None = Field(
+        default=None, description="to validate on; null: a tenth, at most 200, unless `val` is given"
+    )
+    n_test: Size | None = Field(default=None, description="to test on at the end; null: none")
+    split_seed: int | None = Field(default=None, description="seed of the split; null: train.seed")
+    keys: KeysConfig = KeysConfig()
+    units: UnitsConfig | None = Field(default=None, description="must be given for npz files")
+    reference_energies: dict[str, float] | None = Field(
+        default=None,
+        description="energy of each isolated atom, eV; null: least-squares fit to the training energies",
+    )
+    checks: Literal["error", "warn", "off"] = Field(
+        default="error",
+        description="what a fault found in the data does: stop, be printed, or not be looked for",
+    )
+
+    @field_validator("checks", mode="before")
+    @classmethod
+    def _accept_booleans(cls, value: object) -> object:
+        # YAML reads a bare `off` or `on` as a boolean.
+        return {False: "off", True: "error"}[value] if isinstance(value, bool) else value
+
+
+class ModelConfig(Section):
+    """The architecture and its hyperparameters."""
+
+    architecture: Literal["nequip"] = "nequip"
+    species: list[str] | None = Field(default=None, description="chemical symbols; null: those of the data")
+    dtype: Literal["float32", "float64"] = "float32"
+    r_max: PositiveFloat | None = Field(
+        default=None, description="cutoff, Å; null: 5, or more where neighbours are few"
+    )
+    num_layers: PositiveInt = 4
+    l_max: Annotated[int, Field(ge=0, le=6)] = 2
+    num_features: PositiveInt | list[PositiveInt] = Field(
+        default=32, description="channels of each l, one number or one per l"
+    )
+    parity: bool = True
+    num_bessels: PositiveInt = 8
+    bessel_trainable: bool = False
+    polynomial_cutoff_p: Annotated[int, Field(ge=2)] = 6
+    radial_mlp_depth: PositiveInt = 2
+    radial_mlp_width: PositiveInt = 64
+    readout_mlp_hidden_layers_depth: Annotated[int, Field(ge=0)] = 0
+    readout_mlp_hidden_layers_width: PositiveInt | None = None
+    type_embed_num_features: PositiveInt | None = None
+    avg_num_neighbors: PerSpecies | None = Field(
+        default=None, description="null: measured on the training frames"
+    )
+    per_type_energy_scales: PerSpecies | None = Field(
+        default=None, description="eV; null: rms of the training forces times 1 Å"
+    )
+    per_type_energy_shifts: PerSpecies | None = Field(
+        default=None, description="eV; null: the reference energies"
+    )
+    per_type_energy_scales_trainable: bool = False
+    per_type_energy_shifts_trainable: bool = False
+    per_edge_type_cutoff: dict[str, float | dict[str, float]] | None = None
+    zbl: bool = False
+
+
+class TrainConfig(Section):
+    """How the model is fitted."""
+
+    max_minutes: PositiveFloat | None = Field(
+        default=None, description="budget in wall-clock minutes, validation included"
+    )
+    max_epochs: PositiveFloat | None = Field(
+        default=None, description="budget in passes over the training frames"
+    )
+    max_steps: PositiveInt | None = Field(default=None, description="budget in optimiser steps")
+    batch_size: PositiveInt | None = Field(
+        default=None, description="frames in a step, over all processes together"
+    )
+    seed: int = 0
+    optimizer: Literal["adamw", "soap", "muon"] = "adamw"
+    learning_rate: PositiveFloat | None = Field(
+        default=None, description="peak; null: a good one for the optimiser"
+    )
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="decoupled, on matrices only")
+    schedule: Literal["cosine", "wsd", "plateau", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.01, description="fraction of the budget")
+    cooldown: Fraction = Field(
+        default=0.2, description="last fraction of the budget in which `wsd` falls to zero"
+    )
+    plateau_factor: Fraction = 0.8
+    plateau_patience: PositiveInt = Field(
+        default=25, description="validations without improvement before `plateau` acts"
+    )
+    loss: Literal["mse", "huber"] = "mse"
+    huber_delta: PositiveFloat = Field(
+        default=0.1, description="where Huber turns linear, in units of the training forces rms"
+    )
+    energy_weight: Weight = 1.0
+    forces_weight: Weight = 1.0
+    stress_weight: Weight | None = Field(default=None, description="null: 1 where stress is labelled")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.999, description="0: no average of the weights"
+    )
+    gradient_clip: PositiveFloat | None = Field(
+        default=None, description="largest norm of the gradient; null: not clipped"
+    )
+    validate_every: PositiveInt | None = Field(default=None, description="steps between validations")
+    early_stopping: PositiveInt | None = Field(
+        default=None, description="stop after so many validations without improvement"
+    )
+    checkpoint_every_minutes: NonNegativeFloat = Field(default=2.0, description="0: after every step")
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: PositiveInt = Field(default=1, description="processes on each node")
+    num_nodes: PositiveInt = 1
+    loggers: list[Literal["tensorboard", "wandb"]] = Field(
+        default=[], description="beside metrics.csv, which is always written"
+    )
+    log_every: PositiveInt = Field(default=50, description="steps between two entries of the loggers")
+
+
+class Config(Section):
+    """A whole training."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()

@@ -1,0 +1,231 @@
+"""From the data section of a config to the frames of each split, checked, and what the data decides of the config."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from equipes.data import (
+    Frame,
+    GraphDataset,
+    LabelKeys,
+    ReferenceEnergies,
+    Units,
+    check_frames,
+    elements,
+    fit_reference_energies,
+    forces_rms,
+    mean_neighbors,
+    read_frames,
+    split_indices,
+)
+from equipes.errors import InputError
+from equipes.graph import AtomGraph
+from equipes.training.config import Config, DataConfig, Size
+from equipes.training.optimizers import PEAK_LEARNING_RATE
+
+_MAX_DEFAULT_VALIDATION = 200
+_SAMPLE = 50
+_EDGES_IN_BATCH = 4000
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The frames of each split; `test` may be empty."""
+
+    train: list[Frame]
+    val: list[Frame]
+    test: list[Frame]
+
+    def fingerprint(self) -> str:
+        """A hash of every structure and label to train and validate on, in order."""
+        digest = hashlib.sha256()
+        for name, frames in (("train", self.train), ("val", self.val)):
+            digest.update(f"{name} {len(frames)}".encode())
+            for frame in frames:
+                atoms = frame.atoms
+                for array in (
+                    atoms.numbers,
+                    atoms.positions,
+                    atoms.cell.array,
+                    atoms.pbc,
+                    frame.forces,
+                    frame.stress,
+                ):
+                    digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+                digest.update(repr(frame.energy).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that training needs of the data, and the config with nothing left to choose."""
+
+    config: Config
+    splits: Splits
+    train: GraphDataset
+    val: GraphDataset
+    species: tuple[str, ...]
+    references: ReferenceEnergies
+    scale: float
+    """rms of the training forces, eV/Å: the unit of the losses."""
+
+
+def read_splits(data: DataConfig, seed: int) -> Splits:
+    """Read and split the frames as the data section says.
+
+    Raises:
+        InputError: files that cannot be read, or frames that do not suffice.
+    """
+    seed = seed if data.split_seed is None else data.split_seed
+    frames = _read(data.train, data)
+    n_val: Size | None = data.n_val if data.val is None else None
+    if data.val is None and data.n_val is None:
+        n_val = max(1, min(_MAX_DEFAULT_VALIDATION, round(len(frames) / 10)))
+    n_test = data.n_test if data.test is None else None
+    parts = split_indices(len(frames), data.n_train, n_val, n_test, seed=seed)
+    splits = {name: [frames[i] for i in indices] for name, indices in parts.items()}
+    for name, path, size in (("val", data.val, data.n_val), ("test", data.test, data.n_test)):
+        if path is not None:
+            own = _read(path, data)
+            # Of a file of its own a split may still take a part.
+            chosen = (
+                split_indices(len(own), size, None, None, seed=seed)["train"]
+                if size is not None
+                else range(len(own))
+            )
+            splits[name] = [own[i] for i in chosen]
+    return Splits(train=splits["train"], val=splits["val"], test=splits.get("test", []))
+
+
+def check(splits: Splits, mode: str) -> list[str]:
+    """Sentences on what is suspicious in the data; with "error" a fault is an `InputError`, with "off" none is told."""
+    if mode == "off":
+        return []
+    named = {name: frames for name, frames in vars(splits).items() if frames}
+    findings = check_frames(named)
+    errors = [finding.message for finding in findings if finding.severity == "error"]
+    if errors and mode == "error":
+        more = f" (and {len(errors) - 1} more; see `equipes data check`)" if len(errors) > 1 else ""
+        raise InputError(f"{errors[0]}{more}; to train all the same set data.checks: warn")
+    return [finding.message for finding in findings]
+
+
+def prepare(config: Config, splits: Splits) -> Prepared:
+    """Build the graphs and fill in every `None` of the config that the data decides.
+
+    Raises:
+        InputError: no labels, an element that only validation has, or a structure of which no graph can be made.
+    """
+    species = _species(config, splits)
+    if all(frame.energy is None and frame.forces is None for frame in splits.train):
+        raise InputError(
+            f"{splits.train[0].source}: no training frame has an energy or forces; "
+            "set data.keys.energy and data.keys.forces to the names that the file uses"
+        )
+    r_max = config.model.r_max or _cutoff(splits.train)
+    train, val = GraphDataset(splits.train, r_max), GraphDataset(splits.val, r_max)
+    given = config.data.reference_energies
+    references = fit_reference_energies(splits.train, given)
+    scale = _scale(splits.train, references)
+    model: dict[str, Any] = {
+        "r_max": r_max,
+        "species": list(species),
+        "avg_num_neighbors": max(mean_neighbors(train.graphs), 1.0),
+        "per_type_energy_scales": scale,
+        # An element that the model shall know but no frame has: nothing is known of it but a number is needed.
+        "per_type_energy_shifts": {symbol: references.values.get(symbol, 0.0) for symbol in species},
+    }
+    batch_size = config.train.batch_size or _batch_size(train)
+    has_stress = any(frame.stress is not None for frame in splits.train)
+    steps_per_pass = math.ceil(len(train) / batch_size)
+    val_batches = math.ceil(len(val) / batch_size)
+    chosen: dict[str, Any] = {
+        "batch_size": batch_size,
+        "learning_rate": PEAK_LEARNING_RATE[config.train.optimizer],
+        # Seldom enough that validation takes a small part of the time, often enough to see what happens.
+        "validate_every": max(min(steps_per_pass, 500), 4 * val_batches),
+        "stress_weight": 1.0 if has_stress else 0.0,
+    }
+    if not (config.train.max_minutes or config.train.max_epochs or config.train.max_steps):
+        chosen["max_minutes"] = _minutes(train)
+    data = {
+        "split_seed": config.train.seed,
+        "n_train": len(splits.train),
+        "n_val": None if config.data.val is not None else len(splits.val),
+    }
+    complete = config.model_copy(
+        update={
+            "data": _filled(config.data, data),
+            "model": _filled(config.model, model),
+            "train": _filled(config.train, chosen),
+        }
+    )
+    return Prepared(complete, splits, train, val, species, references, scale)
+
+
+def _filled(section: Any, values: dict[str, Any]) -> Any:
+    """The section with `values` where it has `None`."""
+    return section.model_copy(update={k: v for k, v in values.items() if getattr(section, k) is None})
+
+
+def _read(paths: str | list[str], data: DataConfig) -> list[Frame]:
+    keys = LabelKeys(**data.keys.model_dump())
+    units = None if data.units is None else Units(**data.units.model_dump())
+    return read_frames(paths, keys=keys, units=units)
+
+
+def _species(config: Config, splits: Splits) -> tuple[str, ...]:
+    present = elements([*splits.train, *splits.val, *splits.test])
+    if config.model.species is not None:
+        missing = [symbol for symbol in present if symbol not in config.model.species]
+        if missing:
+            raise InputError(
+                f"model.species does not name {', '.join(missing)}, which the data has; add it, or leave it out"
+            )
+        return tuple(config.model.species)
+    trained = elements(splits.train)
+    for name, frames in (("validation", splits.val), ("test", splits.test)):
+        for frame in frames:
+            unknown = sorted(set(frame.atoms.symbols) - set(trained))
+            if unknown:
+                raise InputError(
+                    f"{frame.label}: {', '.join(unknown)} is in this {name} frame but in no training frame; add one"
+                )
+    return trained
+
+
+def _scale(frames: Sequence[Frame], references: ReferenceEnergies) -> float:
+    """rms of the forces; without any, of the energies per atom around the reference energies; 1 if that is zero too."""
+    if any(frame.forces is not None for frame in frames):
+        scale = forces_rms(frames)
+    else:
+        scale = references.residual_rms_mev_per_atom / 1e3
+    return scale if scale > 1e-6 else 1.0
+
+
+def _cutoff(frames: Sequence[Frame]) -> float:
+    """5 Å, or as much more (to 7 Å) as gives the atoms of a periodic structure a dozen neighbours."""
+    sample = [frame.atoms for frame in frames[:: max(1, len(frames) // _SAMPLE)] if frame.atoms.pbc.any()]
+    for cutoff in (5.0, 6.0, 7.0):
+        if not sample or mean_neighbors(AtomGraph.from_atoms(atoms, cutoff) for atoms in sample) >= 12:
+            return cutoff
+    return 7.0
+
+
+def _batch_size(dataset: GraphDataset) -> int:
+    """Small sets learn best from small batches, and a large structure is a batch in itself."""
+    edges = max(1.0, sum(graph.n_edges for graph in dataset.graphs) / len(dataset))
+    by_frames = min(32, max(5, round(len(dataset) / 400)))
+    return max(1, min(by_frames, len(dataset), round(_EDGES_IN_BATCH / edges)))
+
+
+def _minutes(dataset: GraphDataset) -> float:
+    """A budget that grows with the root of the work in one pass: about half an hour for 950 frames of ethanol."""
+    edges = sum(graph.n_edges for graph in dataset.graphs)
+    return float(min(240, max(10, 5 * round(2 * math.sqrt(edges / 1e4)))))

@@ -1,0 +1,180 @@
+"""One step of training, as a Lightning module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from equipes.data import LabelledGraph
+from equipes.errors import InputError
+from equipes.models import Potential
+from equipes.training.config import TrainConfig
+from equipes.training.ema import average_of, update_average
+from equipes.training.losses import Loss, weighted_mean
+from equipes.training.optimizers import build_optimizer, set_learning_rate
+from equipes.training.schedules import learning_rate_factor, stepwise
+from equipes.training.state import TrainingState
+from equipes.training.stream import Batch
+
+STATE_KEY = "equipes"
+_STEPS_BETWEEN_GPU_CHECKS = 20
+
+
+class TrainingModule(pl.LightningModule):
+    """The potential being trained, the average of its weights, and the state of the training.
+
+    Optimisation is manual in Lightning's sense: its automatic loop costs half a millisecond a step, as much as a tenth
+    of a native training step.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        config: TrainConfig,
+        loss: Loss,
+        frame_labels: Sequence[str],
+        fingerprints: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.potential = potential
+        self.average: Potential = average_of(potential)
+        self.settings = config
+        self.loss = loss
+        self.frame_labels = frame_labels
+        self.state = TrainingState()
+        self.optimizer: Optimizer | None = None
+        self.fingerprints = dict(fingerprints or {})
+        self.learning_rate = 0.0
+        self.last_loss = torch.tensor(float("nan"))
+        self._loss_sum: Tensor | None = None
+        self._unchecked: list[tuple[Tensor, Tensor, LabelledGraph]] = []
+        self._trainable = [parameter for parameter in potential.parameters() if parameter.requires_grad]
+
+    def configure_optimizers(self) -> Optimizer:
+        self.optimizer = build_optimizer(self.potential, self.settings)
+        return self.optimizer
+
+    def train(self, mode: bool = True) -> TrainingModule:
+        super().train(mode)
+        self.average.eval()
+        return self
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        if device.type == "cpu":
+            return batch
+        return Batch(batch.labelled.to(device), batch.counts, batch.joint_counts)
+
+    def weights(self, progress: float) -> Tensor:
+        """[3]: the weights of the energy, forces and stress terms."""
+        schedules = (
+            self.settings.energy_weight,
+            self.settings.forces_weight,
+            self.settings.stress_weight or 0.0,
+        )
+        return torch.tensor([stepwise(weight, progress) for weight in schedules], dtype=torch.float64)
+
+    def training_step(self, batch: Batch, batch_index: int) -> None:
+        optimizer, state, labelled = self.optimizer, self.state, batch.labelled
+        if optimizer is None:
+            raise RuntimeError("Lightning has not configured the optimizer")
+        factor = self._rate_factor(state.progress)
+        self.learning_rate = set_learning_rate(optimizer, factor * state.plateau_factor)
+        weights = self.weights(state.progress)
+
+        _, with_forces, with_stress = (batch.counts * weights > 0).tolist()
+        prediction = self.potential(labelled.graph, forces=with_forces, stress=with_stress)
+        sums = self.loss.sums(prediction, labelled)
+        # DistributedDataParallel averages gradients over the processes; the loss is a sum over them.
+        share = weighted_mean(sums, batch.joint_counts.to(sums.device), weights.to(sums.device))
+        self.zero_grad(set_to_none=True)
+        self.manual_backward(share * self.trainer.world_size)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self._trainable, self.settings.gradient_clip or float("inf"), foreach=True
+        )
+        self._note(share.detach(), norm, labelled)
+        optimizer.step()
+        update_average(self.average, self.potential, state.step, self.settings.ema_decay)
+        state.step += 1
+        state.loss_steps += 1
+
+    def _rate_factor(self, progress: float) -> float:
+        settings = self.settings
+        if settings.warmup and self.state.step == 0 and progress == 0:
+            progress = 1e-3 * settings.warmup  # a first step of nothing would be a step lost
+        return learning_rate_factor(
+            settings.schedule, progress, warmup=settings.warmup, cooldown=settings.cooldown
+        )
+
+    def _note(self, loss: Tensor, norm: Tensor, labelled: LabelledGraph) -> None:
+        """Add up the loss without waiting for a GPU, and see that it is finite."""
+        self.last_loss = loss
+        if self._loss_sum is None:
+            self._loss_sum = torch.tensor(self.state.loss_sum, dtype=torch.float64, device=loss.device)
+        self._loss_sum += loss
+        self._unchecked.append((loss, norm, labelled))
+        if loss.device.type == "cpu" or len(self._unchecked) >= _STEPS_BETWEEN_GPU_CHECKS:
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Raises `InputError` naming the frames of the first step whose loss or gradient was not finite."""
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        finite = torch.stack(
+            [torch.isfinite(loss) & torch.isfinite(norm) for loss, norm, _ in unchecked]
+        ).tolist()
+        if all(finite):
+            return
+        position = finite.index(False)
+        step = self.state.step - len(unchecked) + position + 1
+        raise InputError(
+            f"the loss is not finite at step {step}, with {self._culprits(unchecked[position][2])} in the batch; "
+            "look at these frames (`equipes data check`), or train with a lower train.learning_rate, "
+            "train.gradient_clip=1 or model.dtype=float64"
+        )
+
+    def _culprits(self, labelled: LabelledGraph) -> str:
+        """The frames of a batch whose own residuals are not finite with the averaged weights; else the whole batch."""
+        frames = [self.frame_labels[index] for index in labelled.frame.tolist()]
+        with torch.enable_grad():
+            prediction = self.average(labelled.graph)
+        wrong = ~torch.isfinite(prediction.energy) | torch.isinf(labelled.energy)
+        for value, label in ((prediction.forces, labelled.forces),):
+            if value is not None:
+                rows = (~torch.isfinite(value) | torch.isinf(label)).any(1)
+                wrong = wrong.index_put(
+                    (labelled.graph.structure[rows],), torch.tensor(True, device=wrong.device)
+                )
+        wrong = wrong | torch.isinf(labelled.stress).flatten(1).any(1)
+        named = [frame for frame, is_wrong in zip(frames, wrong.tolist(), strict=True) if is_wrong]
+        return ", ".join(named or frames)
+
+    def collect_loss(self) -> float:
+        """The sum of the losses since `restart_loss` (waits for a GPU); zero on all processes but the first."""
+        if self._loss_sum is not None:
+            if self.trainer.world_size > 1:
+                torch.distributed.all_reduce(self._loss_sum)
+                if not self.trainer.is_global_zero:
+                    self._loss_sum.zero_()
+            self.state.loss_sum = float(self._loss_sum)
+        return self.state.loss_sum
+
+    def restart_loss(self) -> None:
+        """Begin a new sum of losses."""
+        self._loss_sum, self.state.loss_sum, self.state.loss_steps = None, 0.0, 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_finite()
+        self.collect_loss()
+        checkpoint[STATE_KEY] = {"state": self.state.to_dict(), "fingerprints": self.fingerprints}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.state = TrainingState.from_dict(checkpoint[STATE_KEY]["state"])
+        if not self.trainer.is_global_zero:
+            self.state.loss_sum = 0.0

@@ -1,0 +1,395 @@
+"""Training from a config to a model file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import platform
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import lightning.pytorch as pl
+import torch
+from rich.console import Console
+
+import equipes
+from equipes.errors import InputError
+from equipes.files import atomic_write, new_directory
+from equipes.models import Potential, build, load
+from equipes.training.config import Config
+from equipes.training.display import ProgressDisplay
+from equipes.training.inputs import Prepared, check, prepare, read_splits
+from equipes.training.loading import dump_config, load_config, with_absolute_files, with_files
+from equipes.training.loggers import StepLogger, build_loggers
+from equipes.training.losses import Loss
+from equipes.training.metrics import error_metrics, predict_frames
+from equipes.training.module import STATE_KEY, TrainingModule
+from equipes.training.records import SafeCheckpointIO, remove_leftovers
+from equipes.training.schedules import Budget, Clock
+from equipes.training.state import Row
+from equipes.training.stream import BatchStream
+from equipes.training.supervisor import CHECKPOINT, MODEL, Supervisor
+
+CONFIG, SUMMARY = "config.yaml", "summary.json"
+
+# What may change when a training resumes without it becoming another training.
+_FREE = {
+    "max_minutes", "max_epochs", "max_steps", "early_stopping", "checkpoint_every_minutes", "accelerator", "devices",
+    "num_nodes", "loggers", "log_every",
+}  # fmt: skip
+
+
+def _rank() -> int:
+    """The number of this process among all that train, also before Lightning has connected them."""
+    return int(getattr(pl.utilities.rank_zero.rank_zero_only, "rank", 0))
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training ended with; the same as `OUT/summary.json`.
+
+    Attributes:
+        out: the directory.
+        validation: the row of metrics.csv of the saved model.
+        test: `error_metrics` on the test frames, or None without such.
+        steps: optimiser steps made.
+        minutes: wall-clock time used, over all runs.
+        reason: why it ended.
+        signal: the signal that stopped it before its end, or 0; `resume=True` then continues.
+        process: number of this process; only the first, 0, evaluates on test frames and writes the summary.
+    """
+
+    out: Path
+    validation: Row
+    test: dict[str, Any] | None
+    steps: int
+    minutes: float
+    reason: str
+    signal: int = 0
+    process: int = 0
+
+    @property
+    def model(self) -> Path:
+        return self.out / MODEL
+
+
+def train(
+    config: Config | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> TrainingResult:
+    """Fit a potential to reference data.
+
+    Writes into `out`: `model.safetensors` (averaged weights at the lowest validation loss), `config.yaml` (with all
+    that was chosen), `metrics.csv`, `checkpoints/last.ckpt` and `summary.json`.
+
+    Args:
+        config: what to train; None takes `out/config.yaml` of the training to resume.
+        out: a directory that is new or empty.
+        resume: continue what was begun in `out`; begins where nothing was.
+        overwrite: replace what an earlier training left in `out`.
+        console: where progress goes; stderr by default.
+        callbacks: further Lightning callbacks, run after our own.
+
+    Raises:
+        InputError: anything wrong with config, data or `out`; a loss that is not finite.
+    """
+    clock = Clock()
+    out = Path(out)
+    console = console or Console(stderr=True, quiet=_rank() != 0)
+    checkpoint = _prepare_directory(out, resume=resume, overwrite=overwrite)
+    if config is None:
+        config = _earlier_config(out)
+    splits = read_splits(config.data, config.train.seed)
+    for sentence in check(splits, config.data.checks):
+        console.print(f"Warning: {sentence}", style="yellow", highlight=False, soft_wrap=True)
+    prepared = prepare(config, splits)
+    config = prepared.config
+    fingerprints = {"config": _config_hash(config), "data": splits.fingerprint()}
+    if checkpoint is not None:
+        _refuse_other_training(checkpoint, out, config, fingerprints)
+    potential = _build(prepared)
+    if _rank() == 0:
+        dump_config(with_absolute_files(config), out / CONFIG, overwrite=True)
+    console.print(_introduction(prepared, potential), highlight=False, soft_wrap=True)
+
+    settings = config.train
+    budget = _budget(config, len(prepared.train))
+    stream = BatchStream(prepared.train, _joint_batch_size(config), settings.seed)
+    loss = Loss(settings.loss, prepared.scale, settings.huber_delta)
+    module = TrainingModule(potential, settings, loss, [frame.label for frame in splits.train], fingerprints)
+    supervisor = Supervisor(
+        out, stream, prepared.val, budget, clock, lambda row: _provenance(prepared, fingerprints, row)
+    )
+    with _quiet_lightning():
+        trainer = _lightning_trainer(config, out, [supervisor, ProgressDisplay(console, budget), *callbacks])
+        trainer.fit(
+            module, train_dataloaders=stream, ckpt_path=None if checkpoint is None else str(checkpoint)
+        )
+
+    state = module.state
+    best = next((row for row in state.history if row["step"] == state.best_step), {})
+    stopped = bool(supervisor.signal) and not supervisor.reason
+    result = TrainingResult(
+        out=out,
+        validation=best,
+        test=None,
+        steps=state.step,
+        minutes=state.seconds / 60,
+        reason="interrupted" if stopped else supervisor.reason,
+        signal=supervisor.signal if stopped else 0,
+        process=trainer.global_rank,
+    )
+    if stopped or result.process != 0:
+        return result
+    return _finish(result, prepared, fingerprints, module.device)
+
+
+def _prepare_directory(out: Path, *, resume: bool, overwrite: bool) -> Path | None:
+    """Make `out` ready; returns the checkpoint to resume from, if there is one."""
+    if resume and overwrite:
+        raise InputError("--resume continues a training and --overwrite replaces it; give one of them")
+    checkpoint = out / CHECKPOINT
+    if _rank() != 0:  # the first process does it
+        return checkpoint if resume and checkpoint.exists() else None
+    if not resume and not overwrite and checkpoint.exists():
+        raise InputError(
+            f"{out} has a training; give --resume to continue it, --overwrite to replace it, or another name"
+        )
+    new_directory(out, overwrite=resume or overwrite)
+    remove_leftovers(out)
+    if resume:
+        return checkpoint if checkpoint.exists() else None
+    for name in (CHECKPOINT, MODEL, SUMMARY, "metrics.csv"):
+        (out / name).unlink(missing_ok=True)
+    return None
+
+
+def _earlier_config(out: Path) -> Config:
+    path = out / CONFIG
+    if not path.exists():
+        raise InputError(f"{out} has no {CONFIG} to resume from; give the config file or --data")
+    return load_config(path)
+
+
+def _refuse_other_training(checkpoint: Path, out: Path, config: Config, fingerprints: dict[str, str]) -> None:
+    """A checkpoint continues only with the config and the data that it was made with."""
+    stored = SafeCheckpointIO().load_checkpoint(checkpoint).get(STATE_KEY)
+    if not isinstance(stored, dict) or "fingerprints" not in stored:
+        raise InputError(f"{checkpoint}: not a checkpoint of equipes; start again with --overwrite")
+    if stored["fingerprints"]["data"] != fingerprints["data"]:
+        raise InputError(
+            f"{out} was trained on other frames; give the same data, or start again with --overwrite"
+        )
+    if stored["fingerprints"]["config"] != fingerprints["config"]:
+        changed = ", ".join(_differences(_earlier_config(out), config)) or "the config"
+        raise InputError(
+            f"{out} was begun with another value of {changed}; a resumed training may only change its budget, devices "
+            "and loggers: give the same values, or start again with --overwrite"
+        )
+
+
+def _differences(old: Config, new: Config) -> Iterator[str]:
+    before, after = _identity(old), _identity(new)
+    for section in before:
+        for key in before[section]:
+            if before[section][key] != after[section][key]:
+                yield f"{section}.{key}"
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """The part of a config that decides the weights: neither where files lie nor how long and where it runs."""
+    tree = with_files(config, lambda name: Path(name).name).model_dump(mode="json")
+    tree["train"] = {key: value for key, value in tree["train"].items() if key not in _FREE}
+    del tree["data"]["checks"]
+    return tree
+
+
+def _config_hash(config: Config) -> str:
+    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()
+
+
+def _build(prepared: Prepared) -> Potential:
+    model = prepared.config.model
+    hyperparameters = model.model_dump(exclude={"architecture", "species", "dtype"})
+    return build(
+        model.architecture,
+        prepared.species,
+        hyperparameters,
+        dtype=model.dtype,
+        seed=prepared.config.train.seed,
+    )
+
+
+def _budget(config: Config, n_train: int) -> Budget:
+    settings = config.train
+    limits = []
+    if settings.max_steps:
+        limits.append(settings.max_steps)
+    if settings.max_epochs:
+        limits.append(math.ceil(settings.max_epochs * n_train / _joint_batch_size(config)))
+    return Budget(min(limits, default=None), 60 * settings.max_minutes if settings.max_minutes else None)
+
+
+def _joint_batch_size(config: Config) -> int:
+    settings = config.train
+    processes = settings.devices * settings.num_nodes
+    batch_size = settings.batch_size or 1
+    if batch_size < processes:
+        raise InputError(
+            f"train.batch_size is {batch_size}, but {processes} processes share each batch; raise it "
+            f"to {processes} at least"
+        )
+    return batch_size
+
+
+def _lightning_trainer(config: Config, out: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    settings = config.train
+    has_gpu = torch.cuda.is_available()
+    if settings.accelerator == "gpu" and not has_gpu:
+        raise InputError("train.accelerator is gpu, but torch finds no CUDA device; set it to cpu")
+    loggers = build_loggers(settings.loggers, out) if _rank() == 0 else []
+    if loggers:
+        callbacks.append(StepLogger(settings.log_every))
+    processes = settings.devices * settings.num_nodes
+    return pl.Trainer(
+        accelerator="gpu" if has_gpu and settings.accelerator != "cpu" else "cpu",
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=pl.strategies.DDPStrategy(broadcast_buffers=False) if processes > 1 else "auto",
+        plugins=[SafeCheckpointIO()],
+        callbacks=callbacks,
+        logger=loggers or False,
+        max_epochs=1,  # of an endless stream: the supervisor stops it
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        num_sanity_val_steps=0,
+        default_root_dir=out,
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's remarks on devices and loaders, which are not about anything the user did."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message=r".*dataloader.*|.*GPU available but not used.*")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _introduction(prepared: Prepared, potential: Potential) -> str:
+    """The essentials, before anything is computed."""
+    config, references = prepared.config, prepared.references
+    settings, model = config.train, config.model
+    splits = prepared.splits
+    counts = f"{len(splits.train)} training, {len(splits.val)} validation"
+    if splits.test:
+        counts += f", {len(splits.test)} test"
+    shifts = model.per_type_energy_shifts
+    energies = (
+        ", ".join(f"{s} {e:.3f}" for s, e in shifts.items())
+        if isinstance(shifts, dict)
+        else f"{shifts} for all"
+    )
+    budget = [
+        f"{value:g} {unit}"
+        for value, unit in (
+            (settings.max_minutes, "minutes"),
+            (settings.max_epochs, "epochs"),
+            (settings.max_steps, "steps"),
+        )
+        if value
+    ]
+    neighbours = model.avg_num_neighbors
+    mean = (
+        f"{neighbours:.1f} neighbours within"
+        if isinstance(neighbours, float)
+        else "neighbours as given within"
+    )
+    lines = [
+        f"frames      {counts}",
+        f"elements    {', '.join(prepared.species)}; reference energies {energies} eV",
+        f"            {references.message}" if references.message else "",
+        f"forces      {prepared.scale:.3f} eV/Å rms; {mean} {model.r_max:g} Å",
+        f"model       {model.architecture}, {potential.summary()['parameters']:,} parameters, {model.dtype}",
+        f"training    {' or '.join(budget)}, batches of {settings.batch_size}, {settings.optimizer}, "
+        f"{settings.schedule} schedule",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _provenance(prepared: Prepared, fingerprints: dict[str, str], row: Row) -> dict[str, Any]:
+    """What a model file says of its origin. No times and no directories, so that equal trainings give equal files."""
+    config = with_files(prepared.config, lambda name: Path(name).name)
+    return {
+        "equipes": equipes.__version__,
+        "torch": torch.__version__,
+        "config": config.model_dump(mode="json"),
+        "config_hash": fingerprints["config"],
+        "data": {
+            "fingerprint": fingerprints["data"],
+            "n_train": len(prepared.splits.train),
+            "n_val": len(prepared.splits.val),
+            "reference_energies_determined": prepared.references.determined,
+        },
+        "validation": {key: value for key, value in row.items() if key != "minutes"},
+    }
+
+
+def _finish(
+    result: TrainingResult, prepared: Prepared, fingerprints: dict[str, str], device: torch.device
+) -> TrainingResult:
+    """Evaluate on the test frames and write the summary."""
+    if not result.model.exists():
+        raise InputError(
+            f"{result.out}: the validation loss was never finite, so there is no model; look at the data "
+            "(`equipes data check`) and try a lower train.learning_rate"
+        )
+    test = None
+    if prepared.splits.test:
+        potential = load(result.model)
+        test = error_metrics(
+            prepared.splits.test, predict_frames(potential, prepared.splits.test, device=device)
+        )
+    result = TrainingResult(**{**vars(result), "test": test})
+    summary = {
+        "model": MODEL,
+        "validation": result.validation,
+        "test": test,
+        "steps": result.steps,
+        "minutes": result.minutes,
+        "reason": result.reason,
+        "config_hash": fingerprints["config"],
+        "data_fingerprint": fingerprints["data"],
+        "versions": {
+            "equipes": equipes.__version__,
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    with atomic_write(result.out / SUMMARY, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return result

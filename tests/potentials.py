@@ -1,0 +1,61 @@
+"""The potentials that the laws are asked of: every architecture and every kind of configuration, small."""
+
+from __future__ import annotations
+
+from laws import Model
+
+SHIFTS = {"H": -1.25, "C": 3.0, "O": -2.5}
+SCALES = {"H": 0.8, "C": 1.3, "O": 1.1}
+
+
+def nequip(name: str, **hyperparameters: object) -> Model:
+    """A small NequIP; keyword arguments change its hyperparameters."""
+    small = {
+        "r_max": 3.2,
+        "num_layers": 2,
+        "l_max": 1,
+        "num_features": 4,
+        "num_bessels": 4,
+        "radial_mlp_depth": 1,
+        "radial_mlp_width": 8,
+        "avg_num_neighbors": 8.0,
+        "per_type_energy_scales": SCALES,
+        "per_type_energy_shifts": SHIFTS,
+    }
+    cutoffs = {small["r_max"]}
+    for value in (hyperparameters.get("per_edge_type_cutoff") or {}).values():
+        cutoffs |= set(value.values()) if isinstance(value, dict) else {value}
+    return Model(f"nequip {name}", "nequip", small | hyperparameters, SHIFTS, tuple(sorted(cutoffs)))
+
+
+SMALLEST = nequip("l_max 1")
+MODELS = [
+    SMALLEST,
+    nequip("l_max 2, 3 layers", l_max=2, num_layers=3, num_features=3),
+    nequip("l_max 3", l_max=3, num_features=2),
+    nequip("l_max 4, unequal multiplicities", l_max=4, num_features=[4, 2, 1, 1, 1], polynomial_cutoff_p=5),
+    nequip("scalars only", l_max=0, num_layers=3),
+    nequip("one layer", num_layers=1),
+    nequip(
+        "without parity",
+        parity=False,
+        l_max=2,
+        num_layers=3,
+        num_features=[5, 4, 3],
+        type_embed_num_features=7,
+    ),
+    nequip(
+        "readout network", parity=False, readout_mlp_hidden_layers_depth=1, readout_mlp_hidden_layers_width=6
+    ),
+    nequip("norms per species", avg_num_neighbors={"H": 3.0, "C": 8.0, "O": 20.0}, radial_mlp_depth=2),
+    nequip("cutoffs per pair", per_edge_type_cutoff={"H": 2.2, "C": {"O": 2.6}}, bessel_trainable=True),
+    nequip("zbl", zbl=True, l_max=2, num_features=[3, 2, 2]),
+    nequip(
+        "everything trainable",
+        num_layers=3,
+        bessel_trainable=True,
+        per_type_energy_scales_trainable=True,
+        per_type_energy_shifts_trainable=True,
+        zbl=True,
+    ),
+]
