@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 # Loaded first: its OpenMP runtime is then shared by the native code, so that there is one set of threads.
@@ -13,6 +14,26 @@ import torch  # noqa: F401
 from equipes.errors import InputError
 
 INSTRUCTION_SETS = ("avx512", "avx2", "baseline")  # the best first
+
+
+def _exists(name: str) -> bool:
+    return find_spec(f"{__name__}.{name}") is not None
+
+
+@cache
+def built_instruction_sets() -> tuple[str, ...]:
+    """What the native code was compiled for, the best first; empty where there is none."""
+    return tuple(name for name in INSTRUCTION_SETS if _exists("_processor") and _exists(f"_{name}"))
+
+
+@cache
+def usable_instruction_sets() -> tuple[str, ...]:
+    """What was built and runs on this processor, the best first."""
+    if not built_instruction_sets():
+        return ()
+    # Asked of a module that runs anywhere: importing one of the others may already be too much for an older processor.
+    supports = import_module(f"{__name__}._processor").supports
+    return tuple(name for name in built_instruction_sets() if supports(name))
 
 
 @cache
@@ -24,23 +45,11 @@ def module() -> ModuleType | None:
     Raises:
         InputError: the variable names an instruction set that was not built or that this processor does not run.
     """
-    built = {name: found for name in INSTRUCTION_SETS if (found := _import(name)) is not None}
-    if not built:
-        return None
-    any_module = next(reversed(built.values()))
-    usable = {name: found for name, found in built.items() if any_module.supports(name)}
+    usable = usable_instruction_sets()
     wanted = os.environ.get("EQUIPES_INSTRUCTION_SET")
-    if wanted:
-        if wanted not in usable:
-            raise InputError(
-                f"EQUIPES_INSTRUCTION_SET={wanted} does not run here; choose from {', '.join(usable) or 'none'}"
-            )
-        return usable[wanted]
-    return next(iter(usable.values()), None)
-
-
-def _import(name: str) -> ModuleType | None:
-    try:
-        return import_module(f"{__name__}._{name}")
-    except ImportError:
-        return None
+    if wanted and wanted not in usable:
+        raise InputError(
+            f"EQUIPES_INSTRUCTION_SET={wanted} does not run here; set it to one of: {', '.join(usable) or 'none'}"
+        )
+    chosen = wanted or next(iter(usable), None)
+    return None if chosen is None else import_module(f"{__name__}._{chosen}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from equipes.graph import AtomGraph
@@ -24,13 +25,13 @@ class Engine:
     call, so that optimisers, averages and checkpoints work on the model as always.
 
     Args:
-        model: on the CPU, float32 or float64.
+        model: a model that `supports` finds no reason against.
     """
 
     def __init__(self, model: NequIP) -> None:
         extension = native.module()
         if extension is None:
-            raise ValueError("the native kernels were not built")
+            raise ValueError("the native code was not built")
         self.dtype = model.embedding.dtype
         make = extension.EngineFloat if self.dtype == torch.float32 else extension.EngineDouble
         self._engine = make(_describe(model))
@@ -40,6 +41,10 @@ class Engine:
         if sizes != self._engine.parameter_sizes:
             raise ValueError("the model's parameters are not those that its layers state")
         self._shapes, self._sizes = shapes, sizes
+
+    def fits(self, model: NequIP) -> bool:
+        """Whether the model still is what the engine was made from: a model may move to another device or dtype."""
+        return model.embedding.dtype == self.dtype and model.embedding.device.type == "cpu"
 
     def parameters(self) -> list[Tensor]:
         """The model's parameters in the engine's order; scales, shifts and roots of the basis last."""
@@ -62,7 +67,7 @@ class Engine:
             `[N]` float64 eV and `[E, 3]` float64 eV/Å (None without `gradient`).
         """
         parameters = self.parameters()
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+        if torch.is_grad_enabled():
             energies, derivative = _Operation.apply(self, types, vectors, graph, *parameters)
             return energies, derivative if gradient else None
         energies, derivative, _ = self._forward(types, vectors, graph, parameters, gradient)
@@ -72,6 +77,7 @@ class Engine:
         self, types: Tensor, vectors: Tensor, graph: AtomGraph, parameters: list[Tensor], gradient: bool
     ) -> tuple[Tensor, Tensor | None, Any]:
         parameters = [parameter.detach().contiguous() for parameter in parameters]
+        parameters[-3:] = [parameter.double() for parameter in parameters[-3:]]
         arrays = [
             types.contiguous(),
             graph.structure.contiguous(),
@@ -123,6 +129,36 @@ class Engine:
         ]
 
 
+_engines: WeakKeyDictionary[nn.Module, Engine] = WeakKeyDictionary()
+
+
+def engine_for(model: nn.Module) -> Engine | None:
+    """The engine of a model, made when it is first asked for; None if the native code does not know such a model."""
+    engine = _engines.get(model)
+    if engine is not None and engine.fits(model):
+        return engine
+    if not supports(model):
+        return None
+    engine = _engines[model] = Engine(cast("NequIP", model))
+    return engine
+
+
+def supports(model: nn.Module) -> bool:
+    """Whether the native code runs a model: a NequIP (not a class derived from it) on the CPU with l up to 4."""
+    from equipes.models.nequip import NequIP
+
+    extension = native.module()
+    if extension is None or type(model) is not NequIP or model.l_max > extension.max_l:
+        return False
+    dtype = model.embedding.dtype
+    exact = {id(getattr(model, name, None)) for name in ("scales", "shifts")} | {id(model.basis.roots)}
+    return (
+        dtype in (torch.float32, torch.float64)
+        and all(parameter.device.type == "cpu" for parameter in model.parameters())
+        and all(parameter.dtype == dtype for parameter in model.parameters() if id(parameter) not in exact)
+    )
+
+
 class _Operation(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -138,8 +174,12 @@ class _Operation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, energies: Tensor | None, derivative: Tensor | None) -> tuple[Any, ...]:
-        _ = ctx.saved_tensors
+        parameters = ctx.saved_tensors
         gradients = ctx.engine._backward(ctx.state, energies, derivative, ctx.needs_input_grad[4:])
+        gradients[-3:] = [
+            None if gradient is None else gradient.to(parameter.dtype)
+            for gradient, parameter in zip(gradients[-3:], parameters[-3:], strict=True)
+        ]
         return (None, None, None, None, *gradients)
 
 

@@ -2,7 +2,6 @@
 // checked their type, shape and order.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
-#include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
@@ -115,21 +114,6 @@ void bind_message_passing(nb::module_& module, const char* name) {
       });
 }
 
-// Whether this processor runs the code of an instruction set ("baseline", "avx2", "avx512" or "neon").
-bool supports(const std::string& set) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (set == "avx512")
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && supports("avx2");
-  if (set == "avx2")
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-           __builtin_cpu_supports("bmi2");
-#endif
-  return set == "baseline";
-}
-
 }  // namespace
 }  // namespace equipes
 
@@ -143,7 +127,6 @@ NB_MODULE(EQUIPES_MODULE, module) {
 #else
   module.attr("openmp") = false;
 #endif
-  module.def("supports", &supports);
   // Profiling: switch it on or off (and start from zero), and read seconds and operations of each routine.
   module.def("profile", [](bool on) {
     Profile::instance() = Profile{};
