@@ -60,7 +60,9 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> It
     temporary: Path | None = None
     try:
         with writing_to(path):
-            handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix="".join(path.suffixes), dir=path.parent)
+            handle, name = tempfile.mkstemp(
+                prefix=f".{path.stem}-", suffix="".join(path.suffixes), dir=path.parent
+            )
             temporary = Path(name)
             os.close(handle)
             # mkstemp makes files private; the finished file gets the permissions of an ordinary new one.
@@ -88,7 +90,9 @@ def new_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> P
     if path.is_file():
         raise InputError(f"{path} is a file, not a directory; give another name")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise InputError(f"{path} exists and is not empty; give --overwrite to write into it, or another name")
+        raise InputError(
+            f"{path} exists and is not empty; give --overwrite to write into it, or another name"
+        )
     with writing_to(path):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -36,11 +36,8 @@ def usable_instruction_sets() -> tuple[str, ...]:
     return tuple(name for name in built_instruction_sets() if supports(name))
 
 
-@cache
-def module() -> ModuleType | None:
-    """The extension for the best instruction set that this processor runs; None where none was built.
-
-    `EQUIPES_INSTRUCTION_SET` chooses another.
+def instruction_set() -> str | None:
+    """The instruction set whose code runs: `EQUIPES_INSTRUCTION_SET`, or the best one; None where none was built.
 
     Raises:
         InputError: the variable names an instruction set that was not built or that this processor does not run.
@@ -51,5 +48,11 @@ def module() -> ModuleType | None:
         raise InputError(
             f"EQUIPES_INSTRUCTION_SET={wanted} does not run here; set it to one of: {', '.join(usable) or 'none'}"
         )
-    chosen = wanted or next(iter(usable), None)
+    return wanted or next(iter(usable), None)
+
+
+@cache
+def module() -> ModuleType | None:
+    """The extension that runs; see `instruction_set`. Chosen once: what follows keeps objects of it."""
+    chosen = instruction_set()
     return None if chosen is None else import_module(f"{__name__}._{chosen}")

@@ -231,7 +231,10 @@ def _parameter_slots(model: NequIP) -> list[tuple[dict[str, Any], str]]:
     slots: list[tuple[dict[str, Any], str]] = [(model._parameters, "embedding")]
     for layer in model.layers:
         slots += _linear_slots(layer.linear_1)
-        slots += [(layer.radial_network.weights._parameters, name) for name in layer.radial_network.weights._parameters]
+        slots += [
+            (layer.radial_network.weights._parameters, name)
+            for name in layer.radial_network.weights._parameters
+        ]
         slots += _linear_slots(layer.linear_2)
         if layer.self_connection is not None:
             slots += _linear_slots(layer.self_connection)

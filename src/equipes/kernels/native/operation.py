@@ -29,7 +29,10 @@ def message_passing(
 
 def _supported(form: MessagePassingForm, x: Tensor) -> bool:
     extension = native.module()
-    degrees = [form.l_max, *(irrep.l for irreps in (form.irreps_in, form.irreps_out) for irrep in irreps.irreps)]
+    degrees = [
+        form.l_max,
+        *(irrep.l for irreps in (form.irreps_in, form.irreps_out) for irrep in irreps.irreps),
+    ]
     return (
         extension is not None
         and x.device.type == "cpu"
@@ -83,7 +86,9 @@ class _Cotangents(Function):
     """∂F/∂x, ∂F/∂Y and ∂F/∂w. F is linear in each argument, so its further derivatives are itself with other arguments."""
 
     @staticmethod
-    def forward(ctx: Any, form: MessagePassingForm, graph: AtomGraph, *operands: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, form: MessagePassingForm, graph: AtomGraph, *operands: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.form, ctx.graph = form, graph
         ctx.save_for_backward(*operands)
         operands = tuple(operand.contiguous() for operand in operands)
