@@ -24,14 +24,14 @@ OPTIONAL = {
 # The instruction sets that numerical code is compiled for, as Linux calls them.
 INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
 _NOT_BUILT = (
-    "the native code was not built, so the slow reference kernel runs: training and simulation on the CPU take about ten "
-    "times as long; install a C++ compiler (g++ or clang) and then equipes again"
+    "the native code was not built, so the slow reference kernel runs: training and simulation on the CPU take about "
+    "ten times as long; install a C++ compiler (g++ or clang) and then equipes again"
 )
 _GIB = 2**30
 
 
 def examine() -> dict[str, Any]:
-    """Facts about this installation and machine, JSON-able, and lists of `warnings` and `problems` with their remedies."""
+    """Facts about this installation and machine, JSON-able; its `warnings` and `problems` name their remedies."""
     import torch
 
     from equipes import kernels

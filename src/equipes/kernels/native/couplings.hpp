@@ -1,7 +1,7 @@
 // Written by generate.py; edit that instead.
 //
-// Couplings<L1, L2, L3>::terms are the elements of sqrt(2 L3 + 1) times the Wigner 3j tensor that are not zero, sorted by
-// (m1, m3, m2). Raising<L>::terms take Y_L (m1) and Y_1 (m2) to Y_{L+1} (m3).
+// Couplings<L1, L2, L3>::terms are the elements of sqrt(2 L3 + 1) times the Wigner 3j tensor that are not zero,
+// sorted by (m1, m3, m2). Raising<L>::terms take Y_L (m1) and Y_1 (m2) to Y_{L+1} (m3).
 #pragma once
 
 namespace equipes {

@@ -31,7 +31,7 @@ class Engine:
     def __init__(self, model: NequIP) -> None:
         extension = native.module()
         if extension is None:
-            raise ValueError("the native code was not built")
+            raise RuntimeError("the native code was not built")
         self.dtype = model.embedding.dtype
         make = extension.EngineFloat if self.dtype == torch.float32 else extension.EngineDouble
         self._engine = make(_describe(model))
@@ -42,9 +42,10 @@ class Engine:
             raise ValueError("the model's parameters are not those that its layers state")
         self._shapes, self._sizes = shapes, sizes
 
-    def fits(self, model: NequIP) -> bool:
+    def fits(self, model: nn.Module) -> bool:
         """Whether the model still is what the engine was made from: a model may move to another device or dtype."""
-        return model.embedding.dtype == self.dtype and model.embedding.device.type == "cpu"
+        embedding = model.get_parameter("embedding")
+        return embedding.dtype == self.dtype and embedding.device.type == "cpu"
 
     def parameters(self) -> list[Tensor]:
         """The model's parameters in the engine's order; scales, shifts and roots of the basis last."""
@@ -201,6 +202,10 @@ def _describe_layer(layer: InteractionBlock) -> dict[str, Any]:
     }
 
 
+def _layers(model: NequIP) -> list[InteractionBlock]:
+    return cast("list[InteractionBlock]", list(model.layers))
+
+
 def _describe(model: NequIP) -> dict[str, Any]:
     """The model as the native side wants to know it."""
     n_species, n_attributes = model.embedding.shape
@@ -217,7 +222,7 @@ def _describe(model: NequIP) -> dict[str, Any]:
         "n_roots": len(model.basis.roots),
         "cutoffs": cutoffs.flatten().tolist(),
         "norms": model.norms.tolist(),
-        "layers": [_describe_layer(layer) for layer in model.layers],
+        "layers": [_describe_layer(layer) for layer in _layers(model)],
         "readout_widths": [weight.shape[0] for weight in model.readout.weights][1:],
         "repulsion_power": zbl.p if zbl is not None else 0,
         "repulsion_charges": zbl.charge_product.flatten().tolist() if zbl is not None else [],
@@ -229,7 +234,7 @@ def _parameter_slots(model: NequIP) -> list[tuple[dict[str, Any], str]]:
     """Where each parameter of the engine is found in the model's modules, whatever tensor it is at the time."""
 
     slots: list[tuple[dict[str, Any], str]] = [(model._parameters, "embedding")]
-    for layer in model.layers:
+    for layer in _layers(model):
         slots += _linear_slots(layer.linear_1)
         slots += [
             (layer.radial_network.weights._parameters, name)

@@ -20,8 +20,8 @@ TARGET = Path(__file__).with_name("couplings.hpp")
 _HEADER = """\
 // Written by generate.py; edit that instead.
 //
-// Couplings<L1, L2, L3>::terms are the elements of sqrt(2 L3 + 1) times the Wigner 3j tensor that are not zero, sorted by
-// (m1, m3, m2). Raising<L>::terms take Y_L (m1) and Y_1 (m2) to Y_{L+1} (m3).
+// Couplings<L1, L2, L3>::terms are the elements of sqrt(2 L3 + 1) times the Wigner 3j tensor that are not zero,
+// sorted by (m1, m3, m2). Raising<L>::terms take Y_L (m1) and Y_1 (m2) to Y_{L+1} (m3).
 #pragma once
 
 namespace equipes {
@@ -47,8 +47,8 @@ struct Raising;
 
 def terms(tensor: np.ndarray) -> list[tuple[int, int, int, float]]:
     """`(m1, m2, m3, value)` of the elements that are not zero, sorted by (m1, m3, m2)."""
-    places = sorted(map(tuple, np.argwhere(tensor).tolist()), key=lambda m: (m[0], m[2], m[1]))
-    return [(*place, float(tensor[place])) for place in places]
+    places = sorted(np.argwhere(tensor).tolist(), key=lambda m: (m[0], m[2], m[1]))
+    return [(m1, m2, m3, float(tensor[m1, m2, m3])) for m1, m2, m3 in places]
 
 
 def _struct(name: str, tensor: np.ndarray) -> str:

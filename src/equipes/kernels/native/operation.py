@@ -44,6 +44,8 @@ def _supported(form: MessagePassingForm, x: Tensor) -> bool:
 @lru_cache(maxsize=256)
 def _kernel(form: MessagePassingForm, dtype: torch.dtype) -> Any:
     extension = native.module()
+    if extension is None:
+        raise RuntimeError("the native code was not built")
     make = extension.MessagePassingFloat if dtype == torch.float32 else extension.MessagePassingDouble
     return make(
         [[mul, irrep.l, irrep.p] for mul, irrep in form.irreps_in],
@@ -83,7 +85,7 @@ class _Messages(Function):
 
 
 class _Cotangents(Function):
-    """∂F/∂x, ∂F/∂Y and ∂F/∂w. F is linear in each argument, so its further derivatives are itself with other arguments."""
+    """∂F/∂x, ∂F/∂Y and ∂F/∂w. F is linear in each argument: its derivatives are itself with other arguments."""
 
     @staticmethod
     def forward(
