@@ -23,14 +23,19 @@ OPTIONAL = {
 }
 # The instruction sets that numerical code is compiled for, as Linux calls them.
 INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
+_NOT_BUILT = (
+    "the native code was not built, so the slow reference kernel runs: training and simulation on the CPU take about "
+    "ten times as long; install a C++ compiler (g++ or clang) and then equipes again"
+)
 _GIB = 2**30
 
 
 def examine() -> dict[str, Any]:
-    """Facts about this installation and machine, JSON-able, and a list of `problems`, each with its remedy."""
+    """Facts about this installation and machine, JSON-able; its `warnings` and `problems` name their remedies."""
     import torch
 
     from equipes import kernels
+    from equipes.kernels import native
 
     problems: list[str] = []
     versions = {name: _version(name) for name in REQUIRED}
@@ -41,8 +46,18 @@ def examine() -> dict[str, Any]:
         problems.append(
             "lightning 2.6.2 and 2.6.3 carry malicious code; install another version and change your passwords"
         )
+    warnings: list[str] = []
+    instruction_set = None
     try:
         kernel = kernels.kernel_name()
+        if kernel == "native":
+            instruction_set = native.instruction_set()
+        elif not native.built_instruction_sets():
+            warnings.append(_NOT_BUILT)
+        else:
+            warnings.append(
+                f"EQUIPES_KERNEL={kernel}: training and simulation on the CPU are ten times faster without it"
+            )
     except InputError as error:
         kernel = "none"
         problems.append(str(error))
@@ -66,9 +81,12 @@ def examine() -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "kernel": kernel,
+        "kernel_instruction_set": instruction_set,
         "kernels_built": list(kernels.KERNELS),
+        "instruction_sets_built": list(native.built_instruction_sets()),
         "optional": {name: _version(name) for name in OPTIONAL if util.find_spec(name)},
         "optional_missing": {name: use for name, use in OPTIONAL.items() if not util.find_spec(name)},
+        "warnings": warnings,
         "problems": problems,
     }
 

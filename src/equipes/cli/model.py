@@ -59,9 +59,11 @@ def doctor(json: JsonPath = None, overwrite: Overwrite = False) -> None:
     facts = examine()
     quiet = json == STDOUT
     print_table(
-        ((name, value) for name, value in _flat(facts) if not name.startswith("problems")), quiet=quiet
+        ((name, value) for name, value in _flat(facts) if name not in ("warnings", "problems")), quiet=quiet
     )
     write_json(facts, json, overwrite=overwrite)
+    for warning in facts["warnings"]:
+        typer.echo(f"Warning: {warning}", err=True)
     for problem in facts["problems"]:
         typer.echo(f"Problem: {problem}", err=True)
     if not quiet and not facts["problems"]:

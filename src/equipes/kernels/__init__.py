@@ -1,6 +1,6 @@
 """Equivariant message passing behind one function, whatever computes it.
 
-`EQUIPES_KERNEL` chooses: `reference` (plain torch) or `native` (compiled; not part of this build).
+`EQUIPES_KERNEL` chooses: `native` (compiled; the default where it was built) or `reference` (plain torch).
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from torch import Tensor
 
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
-from equipes.kernels import reference
+from equipes.kernels import native, reference
 from equipes.kernels.form import MessagePassingForm
+from equipes.kernels.native import operation
 
 __all__ = ["KERNELS", "MessagePassingForm", "kernel_name", "message_passing"]
 
-KERNELS = {"reference": reference.message_passing}
+# The best one first.
+KERNELS = {"native": operation.message_passing} if native.usable_instruction_sets() else {}
+KERNELS["reference"] = reference.message_passing
 
 
 def kernel_name() -> str:
@@ -25,12 +28,13 @@ def kernel_name() -> str:
     Raises:
         InputError: the variable names a kernel that is unknown or was not built.
     """
-    name = os.environ.get("EQUIPES_KERNEL") or "reference"
+    name = os.environ.get("EQUIPES_KERNEL") or next(iter(KERNELS))
     if name not in KERNELS:
         built = ", ".join(KERNELS)
         if name == "native":
             raise InputError(
-                f"EQUIPES_KERNEL=native: this build has no native kernel; set it to one of: {built}"
+                "EQUIPES_KERNEL=native: this build has no native kernel; install equipes where there is a compiler, "
+                f"or set it to one of: {built}"
             )
         raise InputError(f"EQUIPES_KERNEL={name}: no such kernel; set it to one of: {built}")
     return name

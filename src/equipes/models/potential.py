@@ -10,8 +10,10 @@ import torch
 from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 
+from equipes import kernels
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
+from equipes.kernels.native.engine import Engine, engine_for
 
 if TYPE_CHECKING:
     import os
@@ -126,16 +128,15 @@ class Potential(nn.Module):
             graph = _differentiable(graph)
             types = self._types(graph)
             vectors = graph.edge_vectors()
-            if differentiate and not vectors.requires_grad:
-                vectors.requires_grad_()
-            energies = self.model(types, vectors, graph)  # [N]
+            engine = self._engine(vectors)
+            if engine is not None:
+                with torch.set_grad_enabled(self.training and tracked):
+                    energies, gradient = engine(types, vectors, graph, gradient=differentiate)
+            else:
+                energies, gradient = self._by_autograd(types, vectors, graph, differentiate)
             energy = energies.new_zeros(graph.n_structures).index_add(0, graph.structure, energies)  # [S]
-            if not differentiate:
+            if gradient is None:
                 return Prediction(energy, energies)
-            # Atoms without neighbours have no edges to differentiate by: their derivatives are zero.
-            (gradient,) = torch.autograd.grad(
-                energies.sum(), vectors, create_graph=self.training, allow_unused=True, materialize_grads=True
-            )  # [E, 3]
             edge_forces, edge_virials = None, None
             if forces:
                 at_atoms = gradient.new_zeros(graph.n_atoms, 3)
@@ -155,6 +156,27 @@ class Potential(nn.Module):
             stress=None if edge_virials is None else _stress(graph, edge_virials),
             virial=edge_virials,
         )
+
+    def _engine(self, vectors: Tensor) -> Engine | None:
+        """What runs the whole model natively; None where autograd through its modules is wanted or the only way."""
+        if kernels.kernel_name() != "native" or vectors.device.type != "cpu" or vectors.requires_grad:
+            return None
+        return engine_for(self.model)
+
+    def _by_autograd(
+        self, types: Tensor, vectors: Tensor, graph: AtomGraph, differentiate: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Energies of the atoms `[N]` and, if asked for, the derivative of their sum by the edge vectors `[E, 3]`."""
+        if differentiate and not vectors.requires_grad:
+            vectors.requires_grad_()
+        energies = self.model(types, vectors, graph)
+        if not differentiate:
+            return energies, None
+        # Atoms without neighbours have no edges to differentiate by: their derivatives are zero.
+        (gradient,) = torch.autograd.grad(
+            energies.sum(), vectors, create_graph=self.training, allow_unused=True, materialize_grads=True
+        )
+        return energies, gradient
 
     def _types(self, graph: AtomGraph) -> Tensor:
         types = self.type_of_number[graph.numbers]

@@ -1,0 +1,1036 @@
+#include "engine.hpp"
+
+#include <cmath>
+
+namespace equipes {
+
+namespace {
+
+template <class T>
+void clear(Team team, T* data, std::int64_t n) {
+  const auto [first, last] = team.share(n);
+  std::fill(data + first, data + last, T(0));
+}
+
+// data += Σ_threads extra, in the order of the threads.
+template <class T>
+void gather(Team team, T* data, const std::vector<T*>& extra, std::int64_t n) {
+  const auto [first, last] = team.share(n);
+  for (int r = 0; r + 1 < team.size; ++r)
+    for (std::int64_t i = first; i < last; ++i) data[i] += extra[r][i];
+}
+
+template <class V>
+std::vector<V> pick(const std::vector<V>& from, const std::vector<int>& indices) {
+  std::vector<V> result;
+  for (int index : indices) result.push_back(from[index]);
+  return result;
+}
+
+int group_size(const std::vector<Irrep>& irreps, int l, int p) {
+  for (const Irrep& irrep : irreps)
+    if (irrep.l == l && irrep.p == p) return irrep.multiplicity;
+  return 0;
+}
+
+}  // namespace
+
+// ---- Construction
+
+template <class T>
+std::vector<int> Engine<T>::add_network(Network<T>& network, int n_in, const std::vector<int>& hidden,
+                                        Channels<T> out) {
+  std::vector<int> indices;
+  Channels<T> rows({n_in});
+  for (std::size_t k = 0; k <= hidden.size(); ++k) {
+    Channels<T> columns = k < hidden.size() ? Channels<T>({hidden[k]}) : out;
+    indices.push_back(add_weight(rows, columns));
+    network.weights.push_back(weights_.back());
+    rows = columns;
+  }
+  return indices;
+}
+
+template <class T>
+Engine<T>::Engine(const ModelSpec& spec) : spec_(spec) {
+  if (spec.l_max > kMaxL) throw std::invalid_argument("l_max is too large for the native kernels");
+  attributes_.add({spec.n_attributes, 0, 1}, {spec.n_attributes});
+  embedding_ = add_weight(Channels<T>::dense(spec.n_species), Channels<T>({spec.n_attributes}));
+  for (const LayerSpec& stated : spec.layers) {
+    Layer layer;
+    for (const Irrep& irrep : stated.irreps_in) layer.in.add(irrep, {irrep.multiplicity});
+    layer.convolution = Convolution<T>(stated.irreps_in, stated.paths, stated.messages);
+    for (const Irrep& irrep : stated.gate_in) {
+      std::vector<int> groups = {irrep.multiplicity};
+      if (irrep.l == 0 && irrep.p == 1) {
+        groups = {group_size(stated.scalars, 0, 1)};
+        for (const Irrep& gated : stated.gated) groups.push_back(gated.multiplicity);
+      }
+      layer.gate_in.add(irrep, groups);
+    }
+    layer.scalars = layer.gate_in.find({0, 0, 1});
+    for (const Irrep& irrep : stated.scalars) {
+      layer.out.add(irrep, {irrep.multiplicity});
+      layer.gate.push_back({irrep.p == 1 ? GateOutput::kSilu : GateOutput::kTanh, layer.gate_in.find(irrep), 0});
+    }
+    for (std::size_t g = 0; g < stated.gated.size(); ++g) {
+      layer.out.add(stated.gated[g], {stated.gated[g].multiplicity});
+      const int gate = layer.gate_in.blocks[layer.scalars].channels.start(int(g) + 1);
+      layer.gate.push_back({GateOutput::kGated, layer.gate_in.find(stated.gated[g]), gate});
+    }
+
+    for (std::size_t b = 0; b < layer.in.blocks.size(); ++b) {
+      const Channels<T>& channels = layer.in.blocks[b].channels;
+      layer.linear_1.push_back({int(b), int(b), add_weight(channels, channels)});
+    }
+    std::vector<int> path_sizes;
+    for (std::size_t p = 0; p < stated.paths.size(); ++p)
+      path_sizes.push_back(layer.convolution.input_of(int(p)).multiplicity);
+    layer.radial_weights = add_network(layer.radial, spec.n_roots, stated.radial_widths, Channels<T>(path_sizes));
+    for (std::size_t b = 0; b < layer.gate_in.blocks.size(); ++b) {
+      const Block<T>& out = layer.gate_in.blocks[b];
+      const int from = layer.convolution.messages().find(out.irrep);
+      if (from < 0)
+        layer.untouched.push_back(int(b));
+      else
+        layer.linear_2.push_back(
+            {from, int(b), add_weight(layer.convolution.messages().blocks[from].channels, out.channels)});
+    }
+    if (stated.self_connection)
+      for (std::size_t b = 0; b < layer.gate_in.blocks.size(); ++b) {
+        const Block<T>& out = layer.gate_in.blocks[b];
+        const int from = layer.in.find(out.irrep);
+        if (from >= 0)
+          layer.self_connection.push_back(
+              {from, int(b),
+               add_weight(Channels<T>::dense(spec.n_attributes), out.channels, layer.in.blocks[from].channels.count())});
+      }
+    layers_.push_back(std::move(layer));
+  }
+  const Features<T>& last = layers_.back().out;
+  if (last.blocks.size() != 1 || last.blocks[0].irrep.l != 0)
+    throw std::invalid_argument("the last layer must give even scalars only");
+  readout_weights_ =
+      add_network(readout_, last.blocks[0].channels.count(), spec.readout_widths, Channels<T>(std::vector<int>{1}));
+  scales_ = int(sizes_.size());
+  shifts_ = scales_ + 1;
+  roots_ = scales_ + 2;
+  sizes_.insert(sizes_.end(), {spec.n_species, spec.n_species, spec.n_roots});
+}
+
+// ---- Linear layers
+
+// Atoms that share a norm: all of them, or those of each species.
+template <class T>
+std::vector<SpeciesRange> Engine<T>::ranges_of_norms(const Pass& pass) const {
+  for (double norm : spec_.norms)
+    if (norm != spec_.norms[0]) return pass.plan.species;
+  return {{0, 0, pass.plan.atoms}};
+}
+
+// y = x W norm / √channels, norm that of the atom's species; or, in reverse, the cotangent of x (in y) from that of y.
+template <class T>
+void Engine<T>::linear(Team team, const Pass& pass, const Layer& layer, const T* x, T* y, bool reverse) const {
+  const Timer timer(team, Routine::kLinear);
+  const std::vector<SpeciesRange> ranges = ranges_of_norms(pass);
+  for (const BlockWeight& entry : layer.linear_1) {
+    const Block<T>& block = layer.in.blocks[entry.from];
+    const int width = block.width();
+    const Matrix<T> weight{pass.values[entry.weight], width};
+    count_operations(team, Routine::kLinear, 2.0 * pass.plan.atoms * block.components() * width * width);
+    for (const SpeciesRange& range : ranges) {
+      const T factor = T(spec_.norms[range.type] / std::sqrt(double(block.channels.count())));
+      const std::int64_t start = range.first * block.size(), rows = (range.last - range.first) * block.components();
+      multiply<T>(team, rows, width, width, {block.of(x, pass.plan.atoms) + start, width},
+                  reverse ? weight.transposed() : weight, block.of(y, pass.plan.atoms) + start, width, false, factor);
+    }
+  }
+}
+
+// z = messages W / √channels; or, in reverse, the cotangent of the messages (in z) from that of z (in messages).
+template <class T>
+void Engine<T>::mix(Team team, const Pass& pass, const Layer& layer, const T* from, T* to, bool reverse) const {
+  const Timer timer(team, Routine::kLinear);
+  const std::int64_t atoms = pass.plan.atoms;
+  for (const BlockWeight& entry : layer.linear_2) {
+    const Block<T>& in = layer.convolution.messages().blocks[entry.from];
+    const Block<T>& out = layer.gate_in.blocks[entry.to];
+    const Matrix<T> weight{pass.values[entry.weight], out.width()};
+    const T factor = T(1.0 / std::sqrt(double(in.channels.count())));
+    const std::int64_t rows = atoms * in.components();
+    count_operations(team, Routine::kLinear, 2.0 * rows * in.width() * out.width());
+    if (reverse)
+      multiply<T>(team, rows, in.width(), out.width(), {out.of(from, atoms), out.width()}, weight.transposed(),
+                  in.of(to, atoms), in.width(), false, factor);
+    else
+      multiply<T>(team, rows, out.width(), in.width(), {in.of(from, atoms), in.width()}, weight, out.of(to, atoms),
+                  out.width(), false, factor);
+  }
+  if (!reverse)
+    for (int b : layer.untouched)
+      clear(team, layer.gate_in.blocks[b].of(to, atoms), atoms * layer.gate_in.blocks[b].size());
+}
+
+// z += x W_species; or, in reverse, the cotangent of x (in z) += that of z (in x) W_speciesᵀ.
+template <class T>
+void Engine<T>::self_connect(Team team, const Pass& pass, const Layer& layer, int k, const T* from, T* to,
+                             bool reverse) const {
+  const Timer timer(team, Routine::kSelfConnection);
+  const std::int64_t atoms = pass.plan.atoms;
+  for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
+    const BlockWeight& entry = layer.self_connection[c];
+    const Block<T>& in = layer.in.blocks[entry.from];
+    const Block<T>& out = layer.gate_in.blocks[entry.to];
+    count_operations(team, Routine::kSelfConnection, 2.0 * atoms * in.components() * in.width() * out.width());
+    for (std::size_t s = 0; s < pass.plan.species.size(); ++s) {
+      const SpeciesRange& range = pass.plan.species[s];
+      const Matrix<T> weight{pass.layers[k].species_matrices[c] + s * in.width() * out.width(), out.width()};
+      const std::int64_t rows = (range.last - range.first) * in.components();
+      const std::int64_t at_in = range.first * in.size(), at_out = range.first * out.size();
+      if (reverse)
+        multiply<T>(team, rows, in.width(), out.width(), {out.of(from, atoms) + at_out, out.width()},
+                    weight.transposed(), in.of(to, atoms) + at_in, in.width(), true, T(1));
+      else
+        multiply<T>(team, rows, out.width(), in.width(), {in.of(from, atoms) + at_in, in.width()}, weight,
+                    out.of(to, atoms) + at_out, out.width(), true, T(1));
+    }
+  }
+}
+
+// W_species[u, w] = Σ_v a_species[v] W[u, v, w] / √(channels · attributes)
+template <class T>
+void Engine<T>::make_species_matrices(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kSpeciesMatrices);
+  const Layer& layer = layers_[k];
+  const std::int64_t n_species = std::int64_t(pass.plan.species.size());
+  for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
+    const BlockWeight& entry = layer.self_connection[c];
+    const Block<T>& in = layer.in.blocks[entry.from];
+    const int width = layer.gate_in.blocks[entry.to].width();
+    const std::int64_t stride = std::int64_t(in.width()) * width;
+    const T factor = T(1.0 / std::sqrt(double(in.channels.count()) * spec_.n_attributes));
+    const auto [first, last] = team.share(in.width());
+    for (std::int64_t u = first; u < last; ++u) {
+      T* target = pass.layers[k].species_matrices[c] + u * width;
+      if (u < in.channels.count())
+        multiply<T>(Team{}, n_species, width, spec_.n_attributes, {pass.attributes, attributes_.blocks[0].width()},
+                    {pass.values[entry.weight] + u * weights_[entry.weight].matrix_size(), width}, target, stride, false,
+                    factor);
+      else
+        for (std::int64_t s = 0; s < n_species; ++s) std::fill_n(target + s * stride, width, T(0));
+    }
+    count_operations(team, Routine::kSpeciesMatrices, 2.0 * in.channels.count() * spec_.n_attributes * width * n_species);
+  }
+}
+
+// ---- Gradients of the linear layers: xᵀ (change of the cotangent) + (tangent of x)ᵀ cotangent
+
+template <class T>
+void Engine<T>::linear_gradient(Team team, const Pass& pass, int k, const std::vector<T*>& targets) const {
+  const Timer timer(team, Routine::kLinearGradient);
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  const std::vector<SpeciesRange> ranges = ranges_of_norms(pass);
+  for (const BlockWeight& entry : layer.linear_1) {
+    const Block<T>& block = layer.in.blocks[entry.from];
+    const int width = block.width();
+    T* target = targets[entry.weight];
+    for (const SpeciesRange& range : ranges) {
+      const T norm = T(spec_.norms[range.type] / std::sqrt(double(block.channels.count())));
+      const std::int64_t start = range.first * block.size(), rows = (range.last - range.first) * block.components();
+      multiply<T>(team, width, width, rows, Matrix<T>{block.of(state.x, atoms) + start, width}.transposed(),
+                  {block.of(state.y_change, atoms) + start, width}, target, width, &range != &ranges[0], norm);
+      if (k > 0)  // the first features do not change
+        multiply<T>(team, width, width, rows, Matrix<T>{block.of(state.x_tangent, atoms) + start, width}.transposed(),
+                    {block.of(state.y_cotangent, atoms) + start, width}, target, width, true, norm);
+    }
+    count_operations(team, Routine::kLinearGradient,
+                     (k > 0 ? 4.0 : 2.0) * atoms * block.components() * width * width);
+  }
+}
+
+template <class T>
+void Engine<T>::mix_gradient(Team team, const Pass& pass, int k, const std::vector<T*>& targets) const {
+  const Timer timer(team, Routine::kLinearGradient);
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  for (const BlockWeight& entry : layer.linear_2) {
+    const Block<T>& in = layer.convolution.messages().blocks[entry.from];
+    const Block<T>& out = layer.gate_in.blocks[entry.to];
+    const T norm = T(1.0 / std::sqrt(double(in.channels.count())));
+    const std::int64_t rows = atoms * in.components();
+    T* target = targets[entry.weight];
+    multiply<T>(team, in.width(), out.width(), rows, Matrix<T>{in.of(state.messages, atoms), in.width()}.transposed(),
+                {out.of(state.z_change, atoms), out.width()}, target, out.width(), false, norm);
+    multiply<T>(team, in.width(), out.width(), rows,
+                Matrix<T>{in.of(state.messages_tangent, atoms), in.width()}.transposed(),
+                {out.of(state.z_cotangent, atoms), out.width()}, target, out.width(), true, norm);
+    count_operations(team, Routine::kLinearGradient, 4.0 * rows * in.width() * out.width());
+  }
+}
+
+// First by the matrices of the species, then by what these are made of.
+template <class T>
+void Engine<T>::self_connection_gradient(Team team, const Pass& pass, int k, const std::vector<T*>& targets) const {
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  const std::vector<SpeciesRange>& species = pass.plan.species;
+  {
+    const Timer timer(team, Routine::kSelfConnectionGradient);
+    for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
+      const BlockWeight& entry = layer.self_connection[c];
+      const Block<T>& in = layer.in.blocks[entry.from];
+      const Block<T>& out = layer.gate_in.blocks[entry.to];
+      for (std::size_t s = 0; s < species.size(); ++s) {
+        const std::int64_t rows = (species[s].last - species[s].first) * in.components();
+        const std::int64_t at_in = species[s].first * in.size(), at_out = species[s].first * out.size();
+        T* target = state.species_changes[c] + s * in.width() * out.width();
+        multiply<T>(team, in.width(), out.width(), rows,
+                    Matrix<T>{in.of(state.x, atoms) + at_in, in.width()}.transposed(),
+                    {out.of(state.z_change, atoms) + at_out, out.width()}, target, out.width(), false, T(1));
+        multiply<T>(team, in.width(), out.width(), rows,
+                    Matrix<T>{in.of(state.x_tangent, atoms) + at_in, in.width()}.transposed(),
+                    {out.of(state.z_cotangent, atoms) + at_out, out.width()}, target, out.width(), true, T(1));
+      }
+      count_operations(team, Routine::kSelfConnectionGradient, 4.0 * atoms * in.components() * in.width() * out.width());
+    }
+  }
+  team.wait();
+  const Timer timer(team, Routine::kSpeciesMatrices);
+  const int n_attributes = attributes_.blocks[0].width();
+  for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
+    const BlockWeight& entry = layer.self_connection[c];
+    const Block<T>& in = layer.in.blocks[entry.from];
+    const int width = layer.gate_in.blocks[entry.to].width(), channels = in.channels.count();
+    const Weight<T>& cube = weights_[entry.weight];
+    const T norm = T(1.0 / std::sqrt(double(channels) * spec_.n_attributes));
+    const std::int64_t size = std::int64_t(in.width()) * width;
+    const auto [first_row, last_row] = team.share(channels);
+    for (std::int64_t u = first_row; u < last_row; ++u)
+      multiply<T>(Team{}, spec_.n_attributes, width, species.size(),
+                  Matrix<T>{pass.attributes, n_attributes}.transposed(), {state.species_changes[c] + u * width, size},
+                  targets[entry.weight] + u * cube.matrix_size(), width, false, norm);
+    const auto [first, last] = team.share(spec_.n_attributes);
+    for (std::int64_t v = first; v < last; ++v)
+      for (std::size_t s = 0; s < species.size(); ++s) {
+        Vector<T> total{};
+        for (int u = 0; u < channels; ++u) {
+          const T* matrix = pass.values[entry.weight] + u * cube.matrix_size() + v * width;
+          const T* change = state.species_changes[c] + s * size + u * width;
+          for (int w = 0; w < width; w += kLanes<T>) total += load(matrix + w) * load(change + w);
+        }
+        targets[embedding_][species[s].type * n_attributes + v] += sum<T>(total) * norm;
+      }
+    count_operations(team, Routine::kSpeciesMatrices, 4.0 * channels * spec_.n_attributes * width * species.size());
+  }
+}
+
+// ---- Radial network
+
+template <class T>
+void Engine<T>::radial_forward(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kRadialForward);
+  const Network<T>& network = layers_[k].radial;
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t rows = 2 * pass.plan.pairs;
+  const std::vector<const T*> values = pick(pass.values, layers_[k].radial_weights);
+  network.hidden(team, state.radial, values);
+  const Weight<T>& widening = network.weights.back();
+  const auto [first, last] = team.share(std::int64_t(state.tiles.size()));
+  for (std::int64_t t = first; t < last; ++t) {
+    const WeightTile<T>& tile = state.tiles[t];
+    const int column = widening.columns.start(tile.path) + tile.channel;
+    multiply<T>(Team{}, rows, tile.derivative, widening.rows.width(),
+                {state.radial.inputs.back(), widening.rows.width()}, {values.back() + column, widening.columns.width()},
+                const_cast<T*>(tile.w), tile.derivative, false, network.last_scale());
+  }
+  for (const Weight<T>& weight : network.weights)
+    count_operations(team, Routine::kRadialForward, 2.0 * rows * weight.rows.width() * weight.columns.width());
+}
+
+// From the changes of the weights' cotangents to the gradient of the network.
+template <class T>
+void Engine<T>::radial_backward(Team team, Pass& pass, int k, const std::vector<T*>& targets,
+                                double* roots_gradient) const {
+  const Timer timer(team, Routine::kRadialBackward);
+  const Network<T>& network = layers_[k].radial;
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t rows = 2 * pass.plan.pairs;
+  const std::vector<const T*> values = pick(pass.values, layers_[k].radial_weights);
+  const std::vector<T*> gradients = pick(targets, layers_[k].radial_weights);
+  const Weight<T>& widening = network.weights.back();
+  const int n_hidden = widening.rows.width(), n_weights = widening.columns.width();
+  const T scale = network.last_scale();
+  const auto [first, last] = team.share(std::int64_t(state.tiles.size()));
+  for (std::int64_t t = first; t < last; ++t) {
+    const WeightTile<T>& tile = state.tiles[t];
+    const int column = widening.columns.start(tile.path) + tile.channel;
+    multiply<T>(Team{}, n_hidden, tile.derivative, rows, Matrix<T>{state.radial.inputs.back(), n_hidden}.transposed(),
+                {tile.cotangent, tile.derivative}, gradients.back() + column, n_weights, false, scale);
+  }
+  bool add = false;
+  for (const WeightTile<T>& tile : state.tiles) {
+    const int column = widening.columns.start(tile.path) + tile.channel;
+    multiply<T>(team, rows, n_hidden, tile.derivative, {tile.cotangent, tile.derivative},
+                Matrix<T>{values.back() + column, n_weights}.transposed(), pass.hidden_change, n_hidden, add, scale);
+    add = true;
+  }
+  team.wait();
+  network.reverse_hidden(team, state.radial, values, pass.hidden_change, gradients, pass.basis_change);
+  if (roots_gradient != nullptr && team.rank == 0)
+    pass.basis.roots_gradient(pass.plan, Channels<T>::padded(spec_.n_roots),
+                              network.last() > 0 ? pass.basis_change : pass.hidden_change, roots_gradient);
+  for (const Weight<T>& weight : network.weights)
+    count_operations(team, Routine::kRadialBackward, 4.0 * rows * weight.rows.width() * weight.columns.width());
+}
+
+// ---- Gate
+
+template <class T>
+void Engine<T>::gate(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kGate);
+  const Layer& layer = layers_[k];
+  typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  const auto [first, last] = team.share(atoms);
+  const Block<T>& scalars = layer.gate_in.blocks[layer.scalars];
+  const int n_scalars = scalars.width();
+  const T* z = scalars.of(state.z, atoms);
+  for (std::int64_t i = first * n_scalars; i < last * n_scalars; i += kLanes<T>) {
+    const Silu<T> silu(load(z + i));
+    store<T>(state.activation + i, silu.value * kSiluScale<T>);
+    store<T>(state.slope + i, silu.slope * kSiluScale<T>);
+    store<T>(state.curvature + i, silu.curvature * kSiluScale<T>);
+  }
+  for (std::size_t b = 0; b < layer.gate.size(); ++b) {
+    const GateOutput& output = layer.gate[b];
+    const Block<T>& block = layer.out.blocks[b];
+    const Block<T>& source = layer.gate_in.blocks[output.source];
+    const T* in = source.of(state.z, atoms);
+    T* out = block.of(pass.layers[k + 1].x, atoms);
+    const int width = block.width();
+    for (std::int64_t n = first; n < last; ++n) {
+      if (output.kind == GateOutput::kSilu) {
+        std::copy_n(state.activation + n * n_scalars, width, out + n * width);
+      } else if (output.kind == GateOutput::kTanh) {
+        for (std::int64_t i = n * width; i < (n + 1) * width; ++i) {
+          const T t = std::tanh(in[i]);
+          out[i] = kTanhScale<T> * t;
+          state.odd_slope[i] = kTanhScale<T> * (1 - t * t);
+          state.odd_curvature[i] = -2 * t * state.odd_slope[i];
+        }
+      } else {
+        const T* gates = state.activation + n * n_scalars + output.gate;
+        for (int m = 0; m < block.components(); ++m)
+          for (int u = 0; u < width; u += kLanes<T>) {
+            const std::int64_t i = (n * block.components() + m) * width + u;
+            store<T>(out + i, load(in + i) * load(gates + u));
+          }
+      }
+    }
+  }
+}
+
+template <class T>
+void Engine<T>::gate_reverse(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kGate);
+  const Layer& layer = layers_[k];
+  typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  const auto [first, last] = team.share(atoms);
+  const Block<T>& scalars = layer.gate_in.blocks[layer.scalars];
+  const int n_scalars = scalars.width();
+  T* scalar_cotangent = scalars.of(state.z_cotangent, atoms);
+  for (std::size_t b = 0; b < layer.gate.size(); ++b) {
+    const GateOutput& output = layer.gate[b];
+    const Block<T>& block = layer.out.blocks[b];
+    const Block<T>& source = layer.gate_in.blocks[output.source];
+    const T* z = source.of(state.z, atoms);
+    const T* g = block.of(pass.layers[k + 1].x_cotangent, atoms);
+    T* cotangent = source.of(state.z_cotangent, atoms);
+    const int width = block.width();
+    for (std::int64_t n = first; n < last; ++n)
+      for (int u = 0; u < width; u += kLanes<T>) {
+        const std::int64_t i = n * width + u, at_scalar = n * n_scalars + output.gate + u;
+        if (output.kind == GateOutput::kSilu) {
+          store<T>(cotangent + n * n_scalars + u, load(g + i) * load(state.slope + at_scalar));
+        } else if (output.kind == GateOutput::kTanh) {
+          store<T>(cotangent + i, load(g + i) * load(state.odd_slope + i));
+        } else {
+          const Vector<T> gate = load(state.activation + at_scalar);
+          Vector<T> sum{};
+          for (int m = 0; m < block.components(); ++m) {
+            const std::int64_t at = (n * block.components() + m) * width + u;
+            store<T>(cotangent + at, load(g + at) * gate);
+            sum += load(g + at) * load(z + at);
+          }
+          store<T>(scalar_cotangent + at_scalar, sum * load(state.slope + at_scalar));
+        }
+      }
+  }
+}
+
+template <class T>
+void Engine<T>::gate_tangent(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kGate);
+  const Layer& layer = layers_[k];
+  typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  const auto [first, last] = team.share(atoms);
+  const Block<T>& scalars = layer.gate_in.blocks[layer.scalars];
+  const int n_scalars = scalars.width();
+  const T* scalar_tangent = scalars.of(state.z_tangent, atoms);
+  for (std::size_t b = 0; b < layer.gate.size(); ++b) {
+    const GateOutput& output = layer.gate[b];
+    const Block<T>& block = layer.out.blocks[b];
+    const Block<T>& source = layer.gate_in.blocks[output.source];
+    const T* z = source.of(state.z, atoms);
+    const T* tangent = source.of(state.z_tangent, atoms);
+    T* out = block.of(pass.layers[k + 1].x_tangent, atoms);
+    const int width = block.width();
+    for (std::int64_t n = first; n < last; ++n)
+      for (int u = 0; u < width; u += kLanes<T>) {
+        const std::int64_t i = n * width + u, at_scalar = n * n_scalars + output.gate + u;
+        if (output.kind == GateOutput::kSilu) {
+          store<T>(out + i, load(tangent + n * n_scalars + u) * load(state.slope + at_scalar));
+        } else if (output.kind == GateOutput::kTanh) {
+          store<T>(out + i, load(tangent + i) * load(state.odd_slope + i));
+        } else {
+          const Vector<T> gate = load(state.activation + at_scalar);
+          const Vector<T> change = load(state.slope + at_scalar) * load(scalar_tangent + at_scalar);
+          for (int m = 0; m < block.components(); ++m) {
+            const std::int64_t at = (n * block.components() + m) * width + u;
+            store<T>(out + at, load(tangent + at) * gate + load(z + at) * change);
+          }
+        }
+      }
+  }
+}
+
+template <class T>
+void Engine<T>::gate_dual(Team team, Pass& pass, int k, const T* change) const {
+  const Timer timer(team, Routine::kGate);
+  const Layer& layer = layers_[k];
+  typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  const auto [first, last] = team.share(atoms);
+  const Block<T>& scalars = layer.gate_in.blocks[layer.scalars];
+  const int n_scalars = scalars.width();
+  const T* scalar_tangent = scalars.of(state.z_tangent, atoms);
+  T* scalar_change = scalars.of(state.z_change, atoms);
+  for (std::size_t b = 0; b < layer.gate.size(); ++b) {
+    const GateOutput& output = layer.gate[b];
+    const Block<T>& block = layer.out.blocks[b];
+    const Block<T>& source = layer.gate_in.blocks[output.source];
+    const T* z = source.of(state.z, atoms);
+    const T* tangent = source.of(state.z_tangent, atoms);
+    const T* g = block.of(pass.layers[k + 1].x_cotangent, atoms);
+    const T* f = block.of(change, atoms);
+    T* result = source.of(state.z_change, atoms);
+    const int width = block.width();
+    for (std::int64_t n = first; n < last; ++n)
+      for (int u = 0; u < width; u += kLanes<T>) {
+        const std::int64_t i = n * width + u, at_scalar = n * n_scalars + output.gate + u;
+        const Vector<T> slope = load(state.slope + at_scalar), curvature = load(state.curvature + at_scalar);
+        const Vector<T> scalar = load(scalar_tangent + at_scalar);
+        if (output.kind == GateOutput::kSilu) {
+          store<T>(result + n * n_scalars + u, load(f + i) * slope + load(g + i) * curvature * scalar);
+        } else if (output.kind == GateOutput::kTanh) {
+          store<T>(result + i, load(f + i) * load(state.odd_slope + i) +
+                                   load(g + i) * load(state.odd_curvature + i) * load(tangent + i));
+        } else {
+          const Vector<T> gate = load(state.activation + at_scalar), gate_change = slope * scalar;
+          Vector<T> sum{}, sum_change{};
+          for (int m = 0; m < block.components(); ++m) {
+            const std::int64_t at = (n * block.components() + m) * width + u;
+            const Vector<T> gs = load(g + at), fs = load(f + at), zs = load(z + at);
+            store<T>(result + at, fs * gate + gs * gate_change);
+            sum += gs * zs;
+            sum_change += fs * zs + gs * load(tangent + at);
+          }
+          store<T>(scalar_change + at_scalar, sum_change * slope + sum * curvature * scalar);
+        }
+      }
+  }
+}
+
+// ---- Messages
+
+template <class T>
+void Engine<T>::messages_forward(Team team, Pass& pass, int k, bool tangent) const {
+  const Timer timer(team, tangent ? Routine::kTangent : Routine::kForward);
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  MessageArrays<T> arrays;
+  arrays.x = rows_of(layer.in, state.y, atoms);
+  arrays.messages =
+      rows_of(layer.convolution.messages(), tangent ? state.messages_tangent : state.messages, atoms);
+  if (tangent) {
+    arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
+    layer.convolution.run(MessageSweep::kTangent, team, pass.edges, pass.plan.groups, state.tiles, arrays);
+  } else {
+    layer.convolution.run(MessageSweep::kForward, team, pass.edges, pass.plan.groups, state.tiles, arrays);
+  }
+}
+
+// From the messages' cotangents to those of y, harmonics and lengths; or, dual, to the changes of those of y and weights.
+template <class T>
+void Engine<T>::messages_reverse(Team team, Pass& pass, int k, bool dual) const {
+  const Timer timer(team, dual ? Routine::kDualReverse : Routine::kReverse);
+  const Layer& layer = layers_[k];
+  typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms, size = atoms * layer.in.size;
+  T* shared = dual ? state.y_change : state.y_cotangent;
+  T* own = team.rank == 0 ? shared : pass.private_features[team.rank - 1];
+  std::fill_n(own, size, T(0));
+  MessageArrays<T> arrays;
+  arrays.x = rows_of(layer.in, state.y, atoms);
+  arrays.x_cotangent = rows_of(layer.in, own, atoms);
+  arrays.messages = rows_of(layer.convolution.messages(), state.messages_cotangent, atoms);
+  if (dual) {
+    arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
+    arrays.messages_tangent = rows_of(layer.convolution.messages(), state.messages_change, atoms);
+    layer.convolution.run(MessageSweep::kDualReverse, team, pass.edges, pass.plan.groups, state.tiles, arrays);
+  } else {
+    T* numbers = team.rank == 0 ? pass.harmonics_cotangent : pass.private_edges[team.rank - 1];
+    arrays.harmonics_cotangent = numbers;
+    arrays.length_cotangent = numbers + (pass.length_cotangent - pass.harmonics_cotangent);
+    layer.convolution.run(MessageSweep::kReverse, team, pass.edges, pass.plan.groups, state.tiles, arrays);
+  }
+  team.wait();
+  gather(team, shared, pass.private_features, size);
+  team.wait();
+}
+
+// ---- Sweeps
+
+template <class T>
+std::unique_ptr<typename Engine<T>::Pass> Engine<T>::forward(int threads, const GraphArrays& graph,
+                                                             const std::vector<const void*>& parameters,
+                                                             double* energies, double* gradient,
+                                                             bool differentiate) const {
+  if (parameters.size() != sizes_.size()) throw std::invalid_argument("wrong number of parameters");
+  auto owner = [&] {
+    const Timer timer(Team{}, Routine::kPlan);
+    return std::make_unique<Pass>(graph, spec_);
+  }();
+  Pass& pass = *owner;
+  const Plan& plan = pass.plan;
+  const std::int64_t atoms = plan.atoms;
+  const int n_layers = int(layers_.size());
+  pass.arena = arenas_->lease();
+  Arena& arena = *pass.arena;
+
+  // Memory.
+  for (const Weight<T>& weight : weights_)
+    pass.values.push_back(weight.values(static_cast<const T*>(parameters[weight.parameter]), arena));
+  pass.scales = static_cast<const double*>(parameters[scales_]);
+  pass.shifts = static_cast<const double*>(parameters[shifts_]);
+  pass.basis = spec_.basis;
+  const double* roots = static_cast<const double*>(parameters[roots_]);
+  pass.basis.roots.assign(roots, roots + spec_.n_roots);
+  const int n_harmonics = (spec_.l_max + 1) * (spec_.l_max + 1);
+  pass.geometry.stride = edge_stride(plan.edges);
+  pass.geometry.direction = arena.take<double>(3 * pass.geometry.stride);
+  pass.geometry.slopes = arena.take<double>(3 * n_harmonics * pass.geometry.stride);
+  pass.harmonics = arena.take<T>(n_harmonics * pass.geometry.stride);
+  pass.edge_numbers = (n_harmonics + 1) * pass.geometry.stride;
+  pass.harmonics_cotangent = arena.take<T>(pass.edge_numbers);
+  pass.length_cotangent = pass.harmonics_cotangent + n_harmonics * pass.geometry.stride;
+  const int basis_width = Channels<T>::padded(spec_.n_roots);
+  pass.basis_rows = arena.take<T>(2 * plan.pairs * basis_width);
+  pass.edges.row = plan.row.data();
+  pass.edges.place = plan.place.data();
+  pass.edges.sender = plan.sender_place.data();
+  pass.edges.weights = plan.pair.data();
+  pass.edges.opens = plan.opens.data();
+  pass.edges.stride = pass.geometry.stride;
+  pass.edges.harmonics = pass.harmonics;
+
+  std::int64_t scratch = readout_.scratch_size(atoms), widest = 0;
+  for (const Layer& layer : layers_) {
+    scratch = std::max(scratch, layer.radial.scratch_size(plan.pairs));
+    widest = std::max(widest, layer.in.size);
+  }
+  pass.scratch = arena.take<T>(scratch);
+  for (int r = 1; r < threads; ++r) {
+    pass.private_features.push_back(arena.take<T>(atoms * widest));
+    pass.private_edges.push_back(arena.take<T>(pass.edge_numbers));
+  }
+  const Block<T>& attribute_block = attributes_.blocks[0];
+  pass.attributes = arena.take<T>(plan.species.size() * attribute_block.width());
+  pass.layers.resize(n_layers + 1);
+  for (int k = 0; k <= n_layers; ++k) {
+    typename Pass::State& state = pass.layers[k];
+    const Features<T>& in = k < n_layers ? layers_[k].in : layers_[k - 1].out;
+    state.x = arena.take<T>(atoms * in.size);
+    state.x_cotangent = arena.take<T>(atoms * in.size);
+    if (k == n_layers) break;
+    const Layer& layer = layers_[k];
+    const std::int64_t messages = atoms * layer.convolution.messages().size, z = atoms * layer.gate_in.size;
+    const std::int64_t scalars = atoms * layer.gate_in.blocks[layer.scalars].size();
+    state.y = arena.take<T>(atoms * in.size);
+    state.y_cotangent = arena.take<T>(atoms * in.size);
+    state.messages = arena.take<T>(messages);
+    state.messages_cotangent = arena.take<T>(messages);
+    state.z = arena.take<T>(z);
+    state.z_cotangent = arena.take<T>(z);
+    state.activation = arena.take<T>(scalars);
+    state.slope = arena.take<T>(scalars);
+    state.curvature = arena.take<T>(scalars);
+    for (std::size_t b = 0; b < layer.gate.size(); ++b)
+      if (layer.gate[b].kind == GateOutput::kTanh) {
+        state.odd_slope = arena.take<T>(atoms * layer.out.blocks[b].size());
+        state.odd_curvature = arena.take<T>(atoms * layer.out.blocks[b].size());
+      }
+    state.radial = layer.radial.state(plan.pairs, arena, pass.basis_rows, pass.scratch);
+    state.tiles = layer.convolution.tiles();
+    std::int64_t total = 0;
+    for (const WeightTile<T>& tile : state.tiles) total += 2 * plan.pairs * tile.vectors * kLanes<T>;
+    state.w = arena.take<T>(total);
+    T* w = state.w;
+    for (WeightTile<T>& tile : state.tiles) {
+      tile.w = w;
+      tile.derivative = tile.vectors * kLanes<T>;
+      tile.stride = 2 * tile.derivative;
+      w += plan.pairs * tile.stride;
+    }
+    for (const BlockWeight& entry : layer.self_connection)
+      state.species_matrices.push_back(arena.take<T>(plan.species.size() * layer.in.blocks[entry.from].width() *
+                                                     layer.gate_in.blocks[entry.to].width()));
+  }
+  const int last_width = layers_.back().out.blocks[0].width();
+  pass.readout = readout_.state(atoms, arena, arena.take<T>(2 * atoms * last_width), pass.scratch);
+  pass.readout_cotangent = arena.take<T>(2 * atoms * readout_.widest());
+  pass.readout_energy.assign(atoms, 0.0);
+
+  with_team(threads, [&](Team team) {
+    // Geometry and the first features.
+    {
+      const Timer timer(team, Routine::kGeometry);
+      harmonics_of_edges<T>(team, plan, graph.vectors, spec_.l_max, pass.geometry, pass.harmonics);
+      pass.basis.evaluate(team, plan, basis_width, pass.basis_rows);
+    }
+    const T* embedding = pass.values[embedding_];
+    const int n_attributes = attribute_block.width();
+    if (team.rank == 0)
+      for (std::size_t s = 0; s < plan.species.size(); ++s)
+        std::copy_n(embedding + plan.species[s].type * n_attributes, n_attributes, pass.attributes + s * n_attributes);
+    const auto [first, last] = team.share(atoms);
+    for (std::int64_t n = first; n < last; ++n)
+      std::copy_n(embedding + pass.type_at[n] * n_attributes, n_attributes, pass.layers[0].x + n * n_attributes);
+    team.wait();
+
+    for (int k = 0; k < n_layers; ++k) {
+      const Layer& layer = layers_[k];
+      typename Pass::State& state = pass.layers[k];
+      radial_forward(team, pass, k);
+      linear(team, pass, layer, state.x, state.y, false);
+      make_species_matrices(team, pass, k);
+      team.wait();
+      messages_forward(team, pass, k, false);
+      team.wait();
+      mix(team, pass, layer, state.messages, state.z, false);
+      team.wait();
+      self_connect(team, pass, layer, k, state.x, state.z, false);
+      team.wait();
+      gate(team, pass, k);
+      team.wait();
+    }
+
+    // Readout. The second row of each pair, the tangent, is not known yet.
+    std::vector<const T*> values;
+    for (int index : readout_weights_) values.push_back(pass.values[index]);
+    const T* scalars = pass.layers[n_layers].x;
+    for (std::int64_t n = first; n < last; ++n) {
+      std::copy_n(scalars + n * last_width, last_width, pass.readout.inputs[0] + 2 * n * last_width);
+      std::fill_n(pass.readout.inputs[0] + (2 * n + 1) * last_width, last_width, T(0));
+    }
+    team.wait();
+    readout_.hidden(team, pass.readout, values);
+    const Weight<T>& weight = readout_.weights.back();
+    const int depth = weight.rows.width(), n_columns = weight.columns.width();
+    const T factor = readout_.last_scale();
+    for (std::int64_t n = first; n < last; ++n) {
+      T sum = 0;
+      for (int f = 0; f < depth; ++f) sum += pass.readout.inputs.back()[2 * n * depth + f] * values.back()[f * n_columns];
+      pass.readout_energy[n] = double(sum * factor);
+      const T cotangent = T(pass.scales[pass.type_at[n]]) * factor;
+      for (int f = 0; f < depth; ++f) {
+        pass.readout_cotangent[2 * n * depth + f] = cotangent * values.back()[f * n_columns];
+        pass.readout_cotangent[(2 * n + 1) * depth + f] = T(0);
+      }
+    }
+    team.wait();
+    for (std::int64_t i = first; i < last; ++i) {
+      const int type = int(pass.types[i]);
+      energies[i] = pass.shifts[type] + pass.scales[type] * pass.readout_energy[plan.place[i]];
+    }
+    if (!differentiate) {
+      if (!spec_.repulsion.charge_product.empty())
+        for (std::int64_t i = first; i < last; ++i)
+          for (std::int64_t e = plan.row[i]; e < plan.row[i + 1]; ++e) {
+            const int pair = int(pass.types[i] * spec_.n_species + pass.types[plan.sender[e]]);
+            energies[i] += spec_.repulsion.evaluate(pair, plan.length[e], spec_.cutoffs[pair]).first;
+          }
+      return;
+    }
+
+    // The force pass.
+    readout_.reverse_hidden(team, pass.readout, values, pass.readout_cotangent, {}, nullptr);
+    if (readout_.last() > 0) {
+      const Weight<T>& below = readout_.weights[0];
+      multiply<T>(team, atoms, last_width, below.columns.width(),
+                  {pass.readout_cotangent, 2 * below.columns.width()},
+                  Matrix<T>{values[0], below.columns.width()}.transposed(), pass.layers[n_layers].x_cotangent, last_width,
+                  false, readout_.scale(0, below));
+    } else {
+      for (std::int64_t n = first; n < last; ++n)
+        std::copy_n(pass.readout_cotangent + 2 * n * depth, depth, pass.layers[n_layers].x_cotangent + n * depth);
+    }
+    std::fill_n(team.rank == 0 ? pass.harmonics_cotangent : pass.private_edges[team.rank - 1], pass.edge_numbers, T(0));
+    team.wait();
+    for (int k = n_layers - 1; k >= 0; --k) {
+      const Layer& layer = layers_[k];
+      typename Pass::State& state = pass.layers[k];
+      gate_reverse(team, pass, k);
+      team.wait();
+      mix(team, pass, layer, state.z_cotangent, state.messages_cotangent, true);
+      team.wait();
+      messages_reverse(team, pass, k, false);
+      if (k == 0) break;
+      linear(team, pass, layer, state.y_cotangent, state.x_cotangent, true);
+      team.wait();
+      self_connect(team, pass, layer, k, state.z_cotangent, state.x_cotangent, true);
+      team.wait();
+    }
+    gather(team, pass.harmonics_cotangent, pass.private_edges, pass.edge_numbers);
+    team.wait();
+    const std::int64_t stride = pass.geometry.stride;
+    for (std::int64_t i = first; i < last; ++i)
+      for (std::int64_t e = plan.row[i]; e < plan.row[i + 1]; ++e) {
+        double radial = pass.length_cotangent[e];
+        if (!spec_.repulsion.charge_product.empty()) {
+          const int pair = int(pass.types[i] * spec_.n_species + pass.types[plan.sender[e]]);
+          const auto [energy, slope] = spec_.repulsion.evaluate(pair, plan.length[e], spec_.cutoffs[pair]);
+          energies[i] += energy;
+          radial += slope;
+        }
+        for (int c = 0; c < 3; ++c) {
+          double sum = radial * pass.geometry.direction[c * stride + e];
+          for (int m = 1; m < n_harmonics; ++m)
+            sum += double(pass.harmonics_cotangent[m * stride + e]) * pass.geometry.slopes[(3 * m + c) * stride + e];
+          gradient[3 * plan.original[e] + c] = sum;
+        }
+      }
+  });
+  pass.reversed = differentiate;
+  return owner;
+}
+
+template <class T>
+void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent, const double* gradient_cotangent,
+                         const std::vector<void*>& gradients) const {
+  if (!pass.reversed) throw std::invalid_argument("the forward sweep was run without its derivative");
+  if (threads > 1 + int(pass.private_features.size())) threads = 1 + int(pass.private_features.size());
+  const Plan& plan = pass.plan;
+  const std::int64_t atoms = plan.atoms, stride = pass.geometry.stride;
+  const int n_layers = int(layers_.size()), n_harmonics = (spec_.l_max + 1) * (spec_.l_max + 1);
+  const auto lease = arenas_->lease();
+  Arena& arena = *lease;
+
+  // Where the gradient of each weight goes: to the caller, or to a padded copy first.
+  std::vector<T*> targets;
+  for (const Weight<T>& weight : weights_)
+    targets.push_back(weight.copied() ? arena.take<T>(weight.size()) : static_cast<T*>(gradients[weight.parameter]));
+  T* harmonics_tangent = arena.take<T>(n_harmonics * stride);
+  T* length_tangent = arena.take<T>(stride);
+  std::int64_t widest_z = 0, widest_messages = 0, widest_w = 0, widest_x = 0, widest_hidden = 0;
+  for (int k = 0; k < n_layers; ++k) {
+    const Layer& layer = layers_[k];
+    typename Pass::State& state = pass.layers[k];
+    state.x_tangent = arena.take<T>(atoms * layer.in.size);
+    state.y_tangent = arena.take<T>(atoms * layer.in.size);
+    state.messages_tangent = arena.take<T>(atoms * layer.convolution.messages().size);
+    state.z_tangent = arena.take<T>(atoms * layer.gate_in.size);
+    widest_x = std::max({widest_x, layer.in.size, layer.out.size});
+    widest_z = std::max(widest_z, layer.gate_in.size);
+    widest_messages = std::max(widest_messages, layer.convolution.messages().size);
+    std::int64_t weights = 0;
+    for (const WeightTile<T>& tile : state.tiles) weights += tile.stride;
+    widest_w = std::max(widest_w, weights);
+    widest_hidden = std::max<std::int64_t>(widest_hidden, layer.radial.widest());
+  }
+  const int last_width = layers_.back().out.blocks[0].width();
+  pass.layers[n_layers].x_tangent = arena.take<T>(atoms * last_width);
+  // Changes of cotangents are needed in one layer at a time.
+  T* x_change[2] = {arena.take<T>(atoms * widest_x), arena.take<T>(atoms * widest_x)};
+  T* y_change = arena.take<T>(atoms * widest_x);
+  T* z_change = arena.take<T>(atoms * widest_z);
+  T* messages_change = arena.take<T>(atoms * widest_messages);
+  T* w_change = arena.take<T>(plan.pairs * widest_w);
+  pass.hidden_change = arena.take<T>(2 * plan.pairs * widest_hidden);
+  const int basis_width = Channels<T>::padded(spec_.n_roots);
+  double* roots_gradient = static_cast<double*>(gradients[roots_]);
+  pass.basis_change = roots_gradient != nullptr ? arena.take<T>(2 * plan.pairs * basis_width) : nullptr;
+  for (int k = 0; k < n_layers; ++k) {
+    typename Pass::State& state = pass.layers[k];
+    state.y_change = y_change;
+    state.z_change = z_change;
+    state.messages_change = messages_change;
+    T* w = w_change;
+    for (WeightTile<T>& tile : state.tiles) {
+      tile.cotangent = w;
+      w += plan.pairs * tile.stride;
+    }
+    state.species_changes.clear();
+    for (const BlockWeight& entry : layers_[k].self_connection)
+      state.species_changes.push_back(arena.take<T>(plan.species.size() * layers_[k].in.blocks[entry.from].width() *
+                                                    layers_[k].gate_in.blocks[entry.to].width()));
+  }
+  if (roots_gradient != nullptr) std::fill_n(roots_gradient, spec_.n_roots, 0.0);
+  std::vector<double> readout_tangent(atoms, 0.0);
+
+  with_team(threads, [&](Team team) {
+    const auto [first, last] = team.share(atoms);
+    // The direction, as changes of harmonics and lengths.
+    const auto [first_edge, last_edge] = team.share(plan.edges);
+    for (std::int64_t e = first_edge; e < last_edge; ++e) {
+      double v[3] = {0, 0, 0}, along = 0;
+      for (int c = 0; c < 3; ++c) {
+        if (gradient_cotangent != nullptr) v[c] = gradient_cotangent[3 * plan.original[e] + c];
+        along += v[c] * pass.geometry.direction[c * stride + e];
+      }
+      length_tangent[e] = T(along);
+      for (int m = 0; m < n_harmonics; ++m) {
+        double sum = 0;
+        for (int c = 0; c < 3; ++c) sum += v[c] * pass.geometry.slopes[(3 * m + c) * stride + e];
+        harmonics_tangent[m * stride + e] = T(sum);
+      }
+    }
+    if (team.rank == 0) {
+      pass.edges.harmonics_tangent = harmonics_tangent;
+      pass.edges.length_tangent = length_tangent;
+      for (std::size_t w = 0; w < weights_.size(); ++w)
+        if (weights_[w].copied() || int(w) == embedding_) std::fill_n(targets[w], weights_[w].size(), T(0));
+    }
+    clear(team, pass.layers[0].x_tangent, atoms * layers_[0].in.size);
+    clear(team, pass.layers[0].y_tangent, atoms * layers_[0].in.size);
+    team.wait();
+
+    // Tangent sweep.
+    for (int k = 0; k < n_layers; ++k) {
+      const Layer& layer = layers_[k];
+      typename Pass::State& state = pass.layers[k];
+      if (k > 0) linear(team, pass, layer, state.x_tangent, state.y_tangent, false);
+      team.wait();
+      messages_forward(team, pass, k, true);
+      team.wait();
+      mix(team, pass, layer, state.messages_tangent, state.z_tangent, false);
+      team.wait();
+      self_connect(team, pass, layer, k, state.x_tangent, state.z_tangent, false);
+      team.wait();
+      gate_tangent(team, pass, k);
+      team.wait();
+    }
+
+    // Readout on (value, tangent); cotangents (c_i scale, scale) of its result.
+    std::vector<const T*> values;
+    std::vector<T*> value_gradients;
+    for (int index : readout_weights_) {
+      values.push_back(pass.values[index]);
+      value_gradients.push_back(targets[index]);
+    }
+    for (std::int64_t n = first; n < last; ++n)
+      std::copy_n(pass.layers[n_layers].x_tangent + n * last_width, last_width,
+                  pass.readout.inputs[0] + (2 * n + 1) * last_width);
+    team.wait();
+    readout_.hidden(team, pass.readout, values);
+    const Weight<T>& weight = readout_.weights.back();
+    const int depth = weight.rows.width(), n_columns = weight.columns.width();
+    const T factor = readout_.last_scale();
+    const T* readout_input = pass.readout.inputs.back();
+    for (std::int64_t i = first; i < last; ++i) {
+      const std::int64_t n = plan.place[i];
+      const T cotangent_tangent = T(pass.scales[pass.types[i]]) * factor;
+      const T cotangent = T(energy_cotangent != nullptr ? energy_cotangent[i] : 0.0) * cotangent_tangent;
+      T sum = 0;
+      for (int f = 0; f < depth; ++f) {
+        sum += readout_input[(2 * n + 1) * depth + f] * values.back()[f * n_columns];
+        pass.readout_cotangent[2 * n * depth + f] = cotangent * values.back()[f * n_columns];
+        pass.readout_cotangent[(2 * n + 1) * depth + f] = cotangent_tangent * values.back()[f * n_columns];
+      }
+      readout_tangent[n] = double(sum * factor);
+    }
+    team.wait();
+    if (team.rank == 0) {
+      T* last_gradient = value_gradients.back();
+      double* scales = static_cast<double*>(gradients[scales_]);
+      double* shifts = static_cast<double*>(gradients[shifts_]);
+      if (scales != nullptr) std::fill_n(scales, spec_.n_species, 0.0);
+      if (shifts != nullptr) std::fill_n(shifts, spec_.n_species, 0.0);
+      for (std::int64_t i = 0; i < atoms; ++i) {
+        const std::int64_t n = plan.place[i], type = pass.types[i];
+        const double c = energy_cotangent != nullptr ? energy_cotangent[i] : 0.0;
+        const T value_weight = T(c) * T(pass.scales[type]) * factor, tangent_weight = T(pass.scales[type]) * factor;
+        for (int f = 0; f < weight.rows.count(); ++f)
+          last_gradient[f * n_columns] += value_weight * readout_input[2 * n * depth + f] +
+                                          tangent_weight * readout_input[(2 * n + 1) * depth + f];
+        if (scales != nullptr) scales[type] += c * pass.readout_energy[n] + readout_tangent[n];
+        if (shifts != nullptr) shifts[type] += c;
+      }
+    }
+    team.wait();
+    readout_.reverse_hidden(team, pass.readout, values, pass.readout_cotangent, value_gradients, nullptr);
+    T* change = x_change[0];
+    if (readout_.last() > 0) {
+      const Weight<T>& below = readout_.weights[0];
+      multiply<T>(team, atoms, last_width, below.columns.width(), {pass.readout_cotangent, 2 * below.columns.width()},
+                  Matrix<T>{values[0], below.columns.width()}.transposed(), change, last_width, false,
+                  readout_.scale(0, below));
+    } else {
+      for (std::int64_t n = first; n < last; ++n)
+        std::copy_n(pass.readout_cotangent + 2 * n * depth, depth, change + n * depth);
+    }
+    team.wait();
+
+    // Dual sweep.
+    for (int k = n_layers - 1; k >= 0; --k) {
+      const Layer& layer = layers_[k];
+      typename Pass::State& state = pass.layers[k];
+      T* below = change == x_change[0] ? x_change[1] : x_change[0];
+      gate_dual(team, pass, k, change);
+      team.wait();
+      mix(team, pass, layer, state.z_change, state.messages_change, true);
+      mix_gradient(team, pass, k, targets);
+      team.wait();
+      messages_reverse(team, pass, k, true);
+
+      linear(team, pass, layer, state.y_change, below, true);
+      linear_gradient(team, pass, k, targets);
+      team.wait();
+      self_connect(team, pass, layer, k, state.z_change, below, true);
+      self_connection_gradient(team, pass, k, targets);
+      radial_backward(team, pass, k, targets, roots_gradient);
+      change = below;
+      team.wait();
+    }
+    const int n_attributes = attributes_.blocks[0].width();
+    const auto [first_channel, last_channel] = team.share(n_attributes);
+    for (std::int64_t n = 0; n < atoms; ++n)
+      for (std::int64_t v = first_channel; v < last_channel; ++v)
+        targets[embedding_][pass.type_at[n] * n_attributes + v] += change[n * n_attributes + v];
+    team.wait();
+    const auto [first_weight, last_weight] = team.share(std::int64_t(weights_.size()));
+    for (std::int64_t w = first_weight; w < last_weight; ++w)
+      if (weights_[w].copied()) weights_[w].extract(targets[w], static_cast<T*>(gradients[weights_[w].parameter]));
+  });
+}
+
+template class Engine<EQUIPES_REAL>;
+
+}  // namespace equipes

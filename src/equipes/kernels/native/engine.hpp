@@ -1,0 +1,188 @@
+// The whole model: energies of atoms, their derivative by the edge vectors, and the gradient of any function of both.
+//
+// Four sweeps over the layers:
+//   forward    features, energies
+//   reverse    cotangents of the features, dE/dr of the edges (the force pass)
+//   tangent    how features change when the edge vectors change in a direction v
+//   dual       how the gradient of the energy by the parameters changes in that direction and with the atoms' weights:
+//              the ε part of reverse on r + ε v, with cotangents (1 + ε c_i) of the energies
+// With c and v the cotangents of energies and edge gradient, the last one is the gradient of the loss.
+#pragma once
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "convolution.hpp"
+#include "geometry.hpp"
+#include "layout.hpp"
+#include "network.hpp"
+#include "plan.hpp"
+#include "profile.hpp"
+
+namespace equipes {
+
+// A model as its layers state it; parameters follow in the order in which they are listed here.
+struct LayerSpec {
+  std::vector<Irrep> irreps_in;
+  std::vector<int> radial_widths;  // hidden layers of the radial network
+  std::vector<PathSpec> paths;
+  std::vector<Irrep> messages;
+  std::vector<Irrep> gate_in;  // united and sorted
+  std::vector<Irrep> scalars, gated;  // what the gate puts out
+  bool self_connection = false;
+};
+
+struct ModelSpec {
+  int n_species = 0, n_attributes = 0, l_max = 0;
+  std::vector<double> cutoffs;  // [n_species, n_species] Å, by receiver and sender
+  std::vector<double> norms;  // [n_species], of senders
+  RadialBasis basis;  // without roots: they are a parameter
+  int n_roots = 0;
+  std::vector<LayerSpec> layers;
+  std::vector<int> readout_widths;  // hidden layers of the readout
+  Repulsion repulsion;
+};
+
+template <class T>
+constexpr T kSiluScale = T(1.6791767923989418);
+template <class T>
+constexpr T kTanhScale = T(1.5937334472592695);
+
+template <class T>
+class Engine {
+ public:
+  explicit Engine(const ModelSpec& spec);
+
+  struct Pass;
+
+  // Parameters: pointers in the model's order; scales, shifts and roots are float64, all others T. They must stay alive
+  // and unchanged while the pass is in use. `gradient` is written if `differentiate` is set.
+  std::unique_ptr<Pass> forward(int threads, const GraphArrays& graph, const std::vector<const void*>& parameters,
+                                double* energies, double* gradient, bool differentiate) const;
+
+  // Gradients of Σ c_i E_i + Σ v_e · gradient_e by the parameters, at the same places in `gradients`.
+  void backward(int threads, Pass& pass, const double* energy_cotangent, const double* gradient_cotangent,
+                const std::vector<void*>& gradients) const;
+
+  // Number of elements of each parameter; those of the last three are float64.
+  const std::vector<std::int64_t>& parameter_sizes() const { return sizes_; }
+
+ private:
+  // One matrix of a linear layer: from a block to a block.
+  struct BlockWeight {
+    int from, to;
+    int weight;  // in weights_
+  };
+
+  // What the gate makes one block of its output of.
+  struct GateOutput {
+    enum Kind { kSilu, kTanh, kGated } kind;
+    int source;  // block of its input
+    int gate;  // first channel of the gates in the block of even scalars
+  };
+
+  struct Layer {
+    Features<T> in, gate_in, out;
+    Convolution<T> convolution;
+    std::vector<BlockWeight> linear_1, linear_2, self_connection;
+    Network<T> radial;
+    std::vector<int> radial_weights;  // in weights_
+    std::vector<GateOutput> gate;
+    int scalars = -1;  // block of even scalars in gate_in
+    std::vector<int> untouched;  // blocks of gate_in that linear_2 does not write
+  };
+
+  int add_weight(Channels<T> rows, Channels<T> columns, int matrices = 1) {
+    Weight<T> weight{int(sizes_.size()), std::move(rows), std::move(columns), matrices};
+    sizes_.push_back(std::int64_t(weight.matrices) * weight.rows.count() * weight.columns.count());
+    weights_.push_back(std::move(weight));
+    return int(weights_.size()) - 1;
+  }
+  std::vector<int> add_network(Network<T>& network, int n_in, const std::vector<int>& hidden, Channels<T> out);
+
+  void linear(Team, const Pass&, const Layer&, const T* x, T* y, bool reverse) const;
+  void mix(Team, const Pass&, const Layer&, const T* messages, T* z, bool reverse) const;
+  void self_connect(Team, const Pass&, const Layer&, int k, const T* x, T* z, bool reverse) const;
+  std::vector<SpeciesRange> ranges_of_norms(const Pass&) const;
+  void make_species_matrices(Team, Pass&, int k) const;
+  void linear_gradient(Team, const Pass&, int k, const std::vector<T*>& targets) const;
+  void mix_gradient(Team, const Pass&, int k, const std::vector<T*>& targets) const;
+  void self_connection_gradient(Team, const Pass&, int k, const std::vector<T*>& targets) const;
+  void radial_forward(Team, Pass&, int k) const;
+  void radial_backward(Team, Pass&, int k, const std::vector<T*>& targets, double* roots_gradient) const;
+  void gate(Team, Pass&, int k) const;
+  void gate_reverse(Team, Pass&, int k) const;
+  void gate_tangent(Team, Pass&, int k) const;
+  void gate_dual(Team, Pass&, int k, const T* cotangent) const;
+  void messages_forward(Team, Pass&, int k, bool tangent) const;
+  void messages_reverse(Team, Pass&, int k, bool dual) const;
+
+  std::vector<Rows<T>> rows_of(const Features<T>& features, T* data, std::int64_t atoms) const {
+    std::vector<Rows<T>> rows;
+    for (const Block<T>& block : features.blocks)
+      rows.push_back({block.of(data, atoms), block.size(), block.width()});
+    return rows;
+  }
+
+  ModelSpec spec_;
+  Features<T> attributes_;
+  std::vector<Layer> layers_;
+  Network<T> readout_;
+  std::vector<int> readout_weights_;
+  int embedding_ = 0;
+  std::vector<Weight<T>> weights_;
+  std::vector<std::int64_t> sizes_;
+  int scales_ = 0, shifts_ = 0, roots_ = 0;  // parameters
+  std::shared_ptr<ArenaPool> arenas_ = std::make_shared<ArenaPool>();
+};
+
+// What a forward sweep leaves for the backward one.
+template <class T>
+struct Engine<T>::Pass {
+  // What the sweeps leave behind in a layer. Names: x -> linear_1 -> y -> messages -> linear_2, self-connection -> z
+  // -> gate -> x of the next layer.
+  struct State {
+    T *x, *y, *messages, *z;
+    T *activation, *slope, *curvature;  // of the even scalars: c silu(z) and its derivatives
+    T *odd_slope = nullptr, *odd_curvature = nullptr;  // of the odd scalars: c tanh(z)
+    typename Network<T>::State radial;
+    T* w;  // radial weights, tile by tile [pairs, 2, channels]: w and dw/dr
+    std::vector<WeightTile<T>> tiles;
+    std::vector<T*> species_matrices, species_changes;  // of the self-connection, [species, rows, columns]
+    T *x_cotangent, *y_cotangent, *messages_cotangent, *z_cotangent;  // of the energy
+    T *x_tangent, *y_tangent, *messages_tangent, *z_tangent;
+    T *x_change, *y_change, *messages_change, *z_change;  // how the cotangents change
+  };
+
+  Pass(const GraphArrays& graph, const ModelSpec& spec) : plan(graph, spec.n_species, spec.cutoffs) {
+    types.assign(graph.types, graph.types + graph.atoms);
+    type_at.resize(graph.atoms);
+    for (std::int64_t i = 0; i < graph.atoms; ++i) type_at[plan.place[i]] = int(types[i]);
+  }
+
+  Plan plan;
+  std::vector<std::int64_t> types;
+  std::vector<int> type_at;  // by place
+  std::shared_ptr<Arena> arena;
+  Geometry geometry;
+  Neighbours<T> edges;
+  RadialBasis basis;
+  T* basis_rows;
+  T* harmonics;
+  std::vector<const T*> values;  // of the weights
+  const double *scales, *shifts;
+  T* attributes;  // embeddings of the species that occur, [species, n_attributes]
+  std::vector<State> layers;  // one more than the model has: the last holds what the readout takes
+  typename Network<T>::State readout;
+  T* readout_cotangent;
+  std::vector<double> readout_energy;  // by place
+  T* scratch;
+  T *hidden_change, *basis_change;  // changes of the radial networks' cotangents
+  T *harmonics_cotangent, *length_cotangent;
+  std::vector<T*> private_features, private_edges;  // of threads other than the first
+  std::int64_t edge_numbers;  // elements of harmonics_cotangent and length_cotangent together
+  bool reversed = false;
+};
+
+}  // namespace equipes

@@ -1,0 +1,145 @@
+// The Python module: engine and message passing in both number types. Arrays come as addresses; the Python side has
+// checked their type, shape and order.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include "engine.hpp"
+#include "operation.hpp"
+
+namespace nb = nanobind;
+
+namespace equipes {
+namespace {
+
+using Address = std::uintptr_t;
+
+template <class P>
+P* pointer(Address address) {
+  return reinterpret_cast<P*>(address);
+}
+
+std::vector<Irrep> irreps(nb::handle list) {
+  std::vector<Irrep> result;
+  for (const auto& [mul, l, p] : nb::cast<std::vector<std::array<int, 3>>>(list)) result.push_back({mul, l, p});
+  return result;
+}
+
+std::vector<PathSpec> paths(nb::handle list) {
+  std::vector<PathSpec> result;
+  for (const auto& [block, l2, l3, p3] : nb::cast<std::vector<std::array<int, 4>>>(list))
+    result.push_back({block, l2, l3, p3});
+  return result;
+}
+
+ModelSpec model(nb::dict given) {
+  ModelSpec spec;
+  spec.n_species = nb::cast<int>(given["n_species"]);
+  spec.n_attributes = nb::cast<int>(given["n_attributes"]);
+  spec.l_max = nb::cast<int>(given["l_max"]);
+  spec.cutoffs = nb::cast<std::vector<double>>(given["cutoffs"]);
+  spec.norms = nb::cast<std::vector<double>>(given["norms"]);
+  spec.basis.r_max = nb::cast<double>(given["r_max"]);
+  spec.basis.power = nb::cast<int>(given["cutoff_power"]);
+  spec.n_roots = nb::cast<int>(given["n_roots"]);
+  spec.readout_widths = nb::cast<std::vector<int>>(given["readout_widths"]);
+  spec.repulsion.power = nb::cast<int>(given["repulsion_power"]);
+  spec.repulsion.charge_product = nb::cast<std::vector<double>>(given["repulsion_charges"]);
+  spec.repulsion.inverse_length = nb::cast<std::vector<double>>(given["repulsion_inverse_lengths"]);
+  for (nb::handle item : given["layers"]) {
+    nb::dict layer = nb::cast<nb::dict>(item);
+    spec.layers.push_back({irreps(layer["irreps_in"]), nb::cast<std::vector<int>>(layer["radial_widths"]),
+                           paths(layer["paths"]), irreps(layer["messages"]), irreps(layer["gate_in"]),
+                           irreps(layer["scalars"]), irreps(layer["gated"]),
+                           nb::cast<bool>(layer["self_connection"])});
+  }
+  return spec;
+}
+
+template <class T>
+void bind_engine(nb::module_& module, const char* name, const char* pass_name) {
+  using E = Engine<T>;
+  nb::class_<typename E::Pass>(module, pass_name);
+  nb::class_<E>(module, name)
+      .def("__init__", [](E* self, nb::dict spec) { new (self) E(model(spec)); })
+      .def_prop_ro("parameter_sizes", &E::parameter_sizes)
+      .def("forward",
+           [](const E& self, int threads, std::int64_t atoms, std::int64_t edges, const std::array<Address, 6>& graph,
+              const std::vector<Address>& parameters, Address energies, Address gradient, bool differentiate) {
+             const GraphArrays arrays{atoms,
+                                      edges,
+                                      pointer<const std::int64_t>(graph[0]),
+                                      pointer<const std::int64_t>(graph[1]),
+                                      pointer<const std::int64_t>(graph[2]),
+                                      pointer<const std::int64_t>(graph[3]),
+                                      pointer<const double>(graph[4]),
+                                      pointer<const double>(graph[5])};
+             std::vector<const void*> values;
+             for (Address address : parameters) values.push_back(pointer<const void>(address));
+             nb::gil_scoped_release release;
+             return self.forward(threads, arrays, values, pointer<double>(energies), pointer<double>(gradient),
+                                differentiate);
+           })
+      .def("backward", [](const E& self, int threads, typename E::Pass& pass, Address energy_cotangent,
+                          Address gradient_cotangent, const std::vector<Address>& gradients) {
+        std::vector<void*> targets;
+        for (Address address : gradients) targets.push_back(pointer<void>(address));
+        nb::gil_scoped_release release;
+        self.backward(threads, pass, pointer<const double>(energy_cotangent), pointer<const double>(gradient_cotangent),
+                      targets);
+      });
+}
+
+template <class T>
+void bind_message_passing(nb::module_& module, const char* name) {
+  using M = MessagePassing<T>;
+  nb::class_<M>(module, name)
+      .def("__init__", [](M* self, nb::handle irreps_in, nb::handle path_list, nb::handle irreps_out,
+                          int l_max) { new (self) M(irreps(irreps_in), paths(path_list), irreps(irreps_out), l_max); })
+      .def("forward",
+           [](const M& self, int threads, std::int64_t atoms, std::int64_t edges, Address row, Address sender, Address x,
+              Address harmonics, Address w, Address out) {
+             nb::gil_scoped_release release;
+             self.forward(threads, {atoms, edges, pointer<const std::int64_t>(row), pointer<const std::int64_t>(sender)},
+                          pointer<const T>(x), pointer<const T>(harmonics), pointer<const T>(w), pointer<T>(out));
+           })
+      .def("reverse", [](const M& self, int threads, std::int64_t atoms, std::int64_t edges, Address row, Address sender,
+                         Address x, Address harmonics, Address w, Address cotangent, Address x_result,
+                         Address harmonics_result, Address w_result) {
+        nb::gil_scoped_release release;
+        self.reverse(threads, {atoms, edges, pointer<const std::int64_t>(row), pointer<const std::int64_t>(sender)},
+                     pointer<const T>(x), pointer<const T>(harmonics), pointer<const T>(w), pointer<const T>(cotangent),
+                     pointer<T>(x_result), pointer<T>(harmonics_result), pointer<T>(w_result));
+      });
+}
+
+}  // namespace
+}  // namespace equipes
+
+NB_MODULE(EQUIPES_MODULE, module) {
+  using namespace equipes;
+  nb::set_leak_warnings(false);  // objects that live until the interpreter ends are no mistake
+  module.attr("instruction_set") = kInstructionSet;
+  module.attr("max_l") = kMaxL;
+#ifdef _OPENMP
+  module.attr("openmp") = true;
+#else
+  module.attr("openmp") = false;
+#endif
+  // Profiling: switch it on or off (and start from zero), and read seconds and operations of each routine.
+  module.def("profile", [](bool on) {
+    Profile::instance() = Profile{};
+    Profile::instance().on = on;
+  });
+  module.def("profiled", [] {
+    nb::dict result;
+    for (std::size_t i = 0; i < kRoutineNames.size(); ++i)
+      result[kRoutineNames[i]] = nb::make_tuple(Profile::instance().seconds[i], Profile::instance().operations[i]);
+    return result;
+  });
+  bind_engine<float>(module, "EngineFloat", "PassFloat");
+  bind_engine<double>(module, "EngineDouble", "PassDouble");
+  bind_message_passing<float>(module, "MessagePassingFloat");
+  bind_message_passing<double>(module, "MessagePassingDouble");
+}

@@ -1,0 +1,117 @@
+// Matrix products for many rows and few columns, blocked for registers.
+#pragma once
+
+#include <algorithm>
+
+#include "team.hpp"
+#include "vector.hpp"
+
+namespace equipes {
+
+// A matrix to be read: element (i, k) is data[i * row + k * column].
+template <class T>
+struct Matrix {
+  const T* data;
+  std::int64_t row;
+  std::int64_t column = 1;
+
+  Matrix transposed() const { return {data, column, row}; }
+  Matrix from(std::int64_t i, std::int64_t k) const { return {data + i * row + k * column, row, column}; }
+};
+
+// Rows of C that a tile keeps in registers: two accumulators each, beside two vectors of B and one element of A.
+constexpr int kTileRows = kRegisters == 32 ? 12 : 6;
+// Elements of K for which a panel of B stays in the first-level cache.
+constexpr int kDepth = 128;
+
+// C[Rows, Vectors · lanes] (+)= alpha A[Rows, K] B[K, Vectors · lanes]
+template <class T, int Rows, int Vectors>
+void multiply_tile(std::int64_t depth, Matrix<T> a, const T* b, std::int64_t b_row, T* c, std::int64_t c_row, bool add,
+                   T alpha) {
+  constexpr int n = kLanes<T>;
+  Vector<T> sums[Rows][Vectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) sums[i][v] = Vector<T>{};
+  for (std::int64_t k = 0; k < depth; ++k) {
+    Vector<T> column[Vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) column[v] = load(b + k * b_row + v * n);
+    const T* elements = a.data + k * a.column;
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const T element = elements[i * a.row];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) sums[i][v] += column[v] * element;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      Vector<T> result = sums[i][v] * alpha;
+      if (add) result += load(c + i * c_row + v * n);
+      store<T>(c + i * c_row + v * n, result);
+    }
+}
+
+template <class T, int Vectors>
+void multiply_rows(int rows, std::int64_t depth, Matrix<T> a, const T* b, std::int64_t b_row, T* c, std::int64_t c_row,
+                   bool add, T alpha) {
+  if (rows == kTileRows) {
+    multiply_tile<T, kTileRows, Vectors>(depth, a, b, b_row, c, c_row, add, alpha);
+    return;
+  }
+  unroll<kTileRows - 1>([&](auto index) {
+    constexpr int kRows = decltype(index)::value + 1;
+    if (rows == kRows) multiply_tile<T, kRows, Vectors>(depth, a, b, b_row, c, c_row, add, alpha);
+  });
+}
+
+// C[M, N] (+)= alpha A[M, K] B[K, N], the tiles shared by the team; N is a multiple of the vector width.
+template <class T>
+void multiply(Team team, std::int64_t M, std::int64_t N, std::int64_t K, Matrix<T> a, Matrix<T> b, T* c,
+              std::int64_t c_row, bool add, T alpha) {
+  constexpr int n = kLanes<T>;
+  constexpr int kWidth = 2 * n;
+  alignas(64) T packed[kDepth * kWidth];
+  const std::int64_t panels = (N + kWidth - 1) / kWidth, tiles = (M + kTileRows - 1) / kTileRows;
+  const auto [first, last] = team.share(panels * tiles);
+  for (std::int64_t work = first; work < last;) {
+    const std::int64_t panel = work / tiles, tile = work % tiles, end = std::min(tiles, tile + last - work);
+    work += end - tile;
+    const std::int64_t n0 = panel * kWidth, row_end = std::min(M, end * kTileRows);
+    const int vectors = N - n0 >= kWidth ? 2 : 1;
+    if (K == 0 && !add)
+      for (std::int64_t i = tile * kTileRows; i < row_end; ++i) std::fill_n(c + i * c_row + n0, vectors * n, T(0));
+    for (std::int64_t k0 = 0; k0 < K; k0 += kDepth) {
+      const std::int64_t depth = std::min<std::int64_t>(kDepth, K - k0);
+      const T* panel_b = b.data + k0 * b.row + n0 * b.column;
+      std::int64_t panel_row = b.row;
+      // Rows far apart cost translation misses, columns far apart cannot be loaded as vectors: gather them first.
+      if (b.column != 1 || (row_end - tile * kTileRows >= 3 * kTileRows && b.row > kWidth)) {
+        const int width = vectors * n;
+        if (b.column == 1) {
+          for (std::int64_t k = 0; k < depth; ++k)
+            for (int v = 0; v < width; v += n) store<T>(packed + k * width + v, load(panel_b + k * b.row + v));
+        } else {
+          for (int j = 0; j < width; ++j)
+            for (std::int64_t k = 0; k < depth; ++k) packed[k * width + j] = panel_b[k * b.row + j * b.column];
+        }
+        panel_b = packed;
+        panel_row = width;
+      }
+      for (std::int64_t i = tile * kTileRows; i < row_end; i += kTileRows) {
+        const int rows = int(std::min<std::int64_t>(kTileRows, row_end - i));
+        T* target = c + i * c_row + n0;
+        if (vectors == 2)
+          multiply_rows<T, 2>(rows, depth, a.from(i, k0), panel_b, panel_row, target, c_row, add || k0 > 0, alpha);
+        else
+          multiply_rows<T, 1>(rows, depth, a.from(i, k0), panel_b, panel_row, target, c_row, add || k0 > 0, alpha);
+      }
+    }
+  }
+}
+
+}  // namespace equipes
