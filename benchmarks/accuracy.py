@@ -2,9 +2,9 @@
 
     python benchmarks/accuracy.py ethanol-950 ethanol-50 cu si --minutes 30 --out runs
 
-Each case trains with the defaults of `equipes train`, evaluates on frames that training never saw and, for the crystals,
-relaxes the cell: lattice constant and bulk modulus stand beside the reference values of the data. The data are looked for
-in `--shared` (../shared by default). Prints a table; writes RESULT.json into each run.
+Each case trains with the defaults of `equipes train`, evaluates on frames that training never saw and, for the
+crystals, relaxes the cell: lattice constant and bulk modulus stand beside the reference values of the data. The data
+are looked for in `--shared` (../shared by default). Prints a table; writes RESULT.json into each run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ KCAL = "data.units={energy: kcal/mol, length: Ang}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="+", help="MOLECULE-950, MOLECULE-50 (rMD17), or cu, si, ge, li, mo, ni (mlearn)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "cases", nargs="+", help="MOLECULE-950, MOLECULE-50 (rMD17), or cu, si, ge, li, mo, ni"
+    )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--out", type=Path, default=Path("runs"))
@@ -86,7 +90,16 @@ def _crystal(element: str, model: Path, out: Path, data: Path) -> dict[str, Any]
 
     start = out / f"{element}.extxyz"
     write(start, bulk(element, cubic=True))
-    equipes("eos", str(model), str(start), "--out", str(out / "eos"), "--overwrite", "--json", str(out / "eos.json"))
+    equipes(
+        "eos",
+        str(model),
+        str(start),
+        "--plot",
+        str(out / "eos.png"),
+        "--overwrite",
+        "--json",
+        str(out / "eos.json"),
+    )
     eos = json.loads((out / "eos.json").read_text())
     reference = json.loads((data / "reference" / "lattice_elastic.json").read_text()).get(element, {})
     return {
@@ -98,7 +111,9 @@ def _crystal(element: str, model: Path, out: Path, data: Path) -> dict[str, Any]
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Errors as Markdown."""
-    print("\n| case | minutes | energy MAE meV | meV/atom | forces MAE meV/Å | stress MAE meV/Å³ | a Å | B GPa |")
+    print(
+        "\n| case | minutes | energy MAE meV | meV/atom | forces MAE meV/Å | stress MAE meV/Å³ | a Å | B GPa |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         cells = [row["case"], f"{row['minutes']:g}"]
