@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import equipes
+from equipes.kernels import KERNELS
 from command_line import run, run_forked
 from equipes.cli import output
 
@@ -145,7 +146,8 @@ def test_doctor_reports_facts_and_problems() -> None:
     shown = run("doctor", "--json", "-")
     facts = json.loads(shown.stdout)
     assert shown.returncode == (1 if facts["problems"] else 0)
-    assert facts["kernel"] == "reference"
+    assert facts["kernel"] == next(iter(KERNELS))
+    assert facts["kernels_built"] == list(KERNELS)
     assert facts["versions"]["torch"]
     assert facts["torch_threads"] == 1
 
