@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/training_step.py
 
 A step is everything from a batch to updated parameters: energies, forces, loss, gradient, AdamW. The model is 4 layers,
-l_max 2, 32 features, both parities, radial network 2×64, 5 Å, float32. Kernels take turns, and medians are printed, since
-a shared machine is noisy.
+l_max 2, 32 features, both parities, radial network 2×64, 5 Å, float32. Kernels take turns, and medians are
+printed, since a shared machine is noisy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ CUTOFF = 5.0
 def stepper(batch: LabelledGraph, scale: float) -> Callable[[], None]:
     """One step on a batch, with a model of its own."""
     symbols = ("H", "C", "O")
-    potential = build("nequip", symbols, {"r_max": CUTOFF, "avg_num_neighbors": mean_neighbors([batch.graph])}).train()
+    potential = build(
+        "nequip", symbols, {"r_max": CUTOFF, "avg_num_neighbors": mean_neighbors([batch.graph])}
+    ).train()
     optimizer = torch.optim.AdamW([p for p in potential.parameters() if p.requires_grad], lr=1e-4, fused=True)
     loss, counts = Loss(scale=scale), label_counts(batch)
     weights = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
@@ -47,7 +49,9 @@ def stepper(batch: LabelledGraph, scale: float) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
@@ -70,7 +74,10 @@ def main() -> None:
                     times[kernel].append(1e3 * (time.perf_counter() - began))
         medians = [statistics.median(times[kernel]) for kernel in kernels]
         cells = " | ".join(f"{median:.1f}" for median in medians)
-        print(f"| {molecule} × {size} | {batch.graph.n_edges} | {cells} | {medians[-1] / medians[0]:.1f} |", flush=True)
+        print(
+            f"| {molecule} × {size} | {batch.graph.n_edges} | {cells} | {medians[-1] / medians[0]:.1f} |",
+            flush=True,
+        )
     print("\n" + machine.sentence(machine.conditions()))
 
 

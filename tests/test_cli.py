@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import equipes
-from equipes.kernels import KERNELS
 from command_line import run, run_forked
 from equipes.cli import output
+from equipes.kernels import KERNELS
 
 COMMANDS = (
     "train",
