@@ -214,9 +214,13 @@ def test_predict_needs_no_labels(equipes_command: Callable[..., Output], model: 
             r"hafnia.xyz frame 0: the model does not know Hf",
         ),
         (
-            ["evaluate", "MODEL", DATA / "ethanol.npz"],
-            "ethanol.npz: an npz file does not say its units; set --units, for MD17 and rMD17 kcal/mol,Ang "
-            "(the model's own training data were declared as energy=kcal/mol,length=Ang)",
+            [
+                "evaluate",
+                "MODEL",
+                DATA / "ethanol.npz",
+                SILICON,
+            ],  # units of training hold for npz files alone
+            "ethanol.npz: an npz file does not say its units; set --units, for MD17 and rMD17 kcal/mol,Ang",
         ),
         (["evaluate", "MODEL", SILICON, "--units", "stone,Ang"], "unknown unit 'stone' for --units"),
         (["evaluate", "MODEL", SILICON, "--keys", "energy=nothing"], "set --keys energy=…"),
@@ -339,6 +343,28 @@ def test_help_is_instant() -> None:
 
 
 # --- published data ---------------------------------------------------------------------------------------------------
+
+
+def test_npz_has_the_units_declared_in_training_unless_told_otherwise(
+    equipes_command: Callable[..., Output], tmp_path: Path
+) -> None:
+    small = {"r_max": 3.0, "num_layers": 1, "l_max": 1, "num_features": 2, "avg_num_neighbors": 8.0}
+    potential = equipes.build("nequip", ["H", "C", "O"], {**small, "per_type_energy_shifts": -468.0})
+    unknown, known = tmp_path / "unknown.safetensors", tmp_path / "known.safetensors"
+    potential.save(unknown)
+    potential.provenance = {"config": {"data": {"units": {"energy": "kcal/mol", "length": "Ang"}}}}
+    potential.save(known)
+    data = DATA / "ethanol.npz"
+
+    refused = equipes_command("evaluate", unknown, data, "--json", "-")
+    assert refused.status == 2
+    assert "does not say its units; set --units" in refused.err
+    taken = equipes_command("evaluate", known, data, "--json", "-")
+    assert "Units: energy=kcal/mol,length=Ang, as declared for the model's training" in taken.err
+    declared = equipes_command("evaluate", unknown, data, "--units", "kcal/mol,Ang", "--json", "-")
+    other = equipes_command("evaluate", known, data, "--units", "kJ/mol,Ang", "--json", "-")
+    errors = [json.loads(done.out)["forces_mae_mev_per_ang"] for done in (taken, declared, other)]
+    assert errors[0] == errors[1] != errors[2]
 
 
 def test_rmd17_is_evaluated_in_its_declared_units(

@@ -212,18 +212,18 @@ def _check_target(path: Path, *, overwrite: bool) -> None:
 
 
 def _read(data: Sequence[str], keys: LabelKeys, units: Units | None, potential: Potential) -> list[Frame]:
+    """The frames; npz files, which do not say their units, are taken to have those that were declared in training."""
     from equipes.data import read_frames
 
+    if units is None and all(name.lower().endswith(".npz") for name in data):
+        trained = _units_of_training(potential.provenance)
+        if trained is not None:
+            units = parse_units(trained)
+            typer.echo(
+                f"Units: {trained}, as declared for the model's training; --units says otherwise", err=True
+            )
     with naming_options():
-        try:
-            return read_frames(data, keys=keys, units=units)
-        except InputError as error:
-            trained = _units_of_training(potential.provenance)
-            if units is None and trained is not None and "data.units" in str(error):
-                raise InputError(
-                    f"{error} (the model's own training data were declared as {trained})"
-                ) from error
-            raise
+        return read_frames(data, keys=keys, units=units)
 
 
 def _units_of_training(provenance: Mapping[str, Any]) -> str | None:
