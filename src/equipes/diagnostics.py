@@ -24,8 +24,8 @@ OPTIONAL = {
 # The instruction sets that numerical code is compiled for, as Linux calls them.
 INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
 _NOT_BUILT = (
-    "the native code was not built, so the slow reference kernel runs: training and simulation on the CPU take about "
-    "ten times as long; install a C++ compiler (g++ or clang) and then equipes again"
+    "the native code was not built, so the slow reference kernel runs: training on the CPU takes seven to "
+    "nine times as long; install a C++ compiler (g++ or clang) and then equipes again"
 )
 _GIB = 2**30
 
@@ -56,7 +56,7 @@ def examine() -> dict[str, Any]:
             warnings.append(_NOT_BUILT)
         else:
             warnings.append(
-                f"EQUIPES_KERNEL={kernel}: training and simulation on the CPU are ten times faster without it"
+                f"EQUIPES_KERNEL={kernel}: training on the CPU is seven to nine times faster without it"
             )
     except InputError as error:
         kernel = "none"
