@@ -112,7 +112,7 @@ class MessagePassing {
       place.resize(graph.atoms);
       for (std::int64_t i = 0; i < graph.atoms; ++i) place[i] = std::int32_t(i);
       sender.assign(graph.sender, graph.sender + graph.edges);
-      number.resize(graph.edges);
+      number.resize(graph.edges + kFetchAhead);
       for (std::int64_t e = 0; e < graph.edges; ++e) number[e] = std::int32_t(e);
       edges.place = place.data();
       edges.sender = sender.data();

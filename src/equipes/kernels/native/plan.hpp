@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "messages.hpp"
+
 namespace equipes {
 
 // Arrays of the caller: N atoms, E edges sorted by receiver.
@@ -33,7 +35,7 @@ struct Plan {
   std::vector<std::int64_t> original;  // [edges] the caller's number of an edge
   std::vector<std::int32_t> receiver, sender;  // [edges] atoms
   std::vector<std::int32_t> sender_place;  // [edges]
-  std::vector<std::int32_t> pair;  // [edges] the row of radial weights; i->j and j->i share one
+  std::vector<std::int32_t> pair;  // [edges, and some] the row of radial weights; i->j and j->i share one
   std::vector<std::uint8_t> opens;  // [edges] the first edge of its pair
   std::vector<double> length;  // [edges] Å
   std::vector<double> pair_length, pair_cutoff;  // [pairs] Å
@@ -88,6 +90,7 @@ struct Plan {
   // The radial network sees the length only, so an edge and its opposite share a row, unless their cutoffs differ.
   void unite_pairs(const GraphArrays& graph, int n_species, const std::vector<double>& cutoffs) {
     pair.assign(edges, -1);
+    pair.reserve(edges + kFetchAhead);
     opens.assign(edges, 0);
     for (std::int64_t e = 0; e < edges; ++e) {
       if (pair[e] >= 0) continue;
@@ -104,6 +107,7 @@ struct Plan {
           break;
         }
     }
+    pair.resize(edges + kFetchAhead, 0);
   }
 
   static bool opposite(const GraphArrays& graph, std::int64_t e, std::int64_t other) {
