@@ -330,6 +330,7 @@ void Engine<T>::self_connection_gradient(Team team, const Pass& pass, int k, con
 
 // ---- Radial network
 
+// All but the last layer, whose results are made when message passing needs them.
 template <class T>
 void Engine<T>::radial_forward(Team team, Pass& pass, int k) const {
   const Timer timer(team, Routine::kRadialForward);
@@ -338,53 +339,24 @@ void Engine<T>::radial_forward(Team team, Pass& pass, int k) const {
   const std::int64_t rows = 2 * pass.plan.pairs;
   const std::vector<const T*> values = pick(pass.values, layers_[k].radial_weights);
   network.hidden(team, state.radial, values);
-  const Weight<T>& widening = network.weights.back();
-  const auto [first, last] = team.share(std::int64_t(state.tiles.size()));
-  for (std::int64_t t = first; t < last; ++t) {
-    const WeightTile<T>& tile = state.tiles[t];
-    const int column = widening.columns.start(tile.path) + tile.channel;
-    multiply<T>(Team{}, rows, tile.derivative, widening.rows.width(),
-                {state.radial.inputs.back(), widening.rows.width()}, {values.back() + column, widening.columns.width()},
-                const_cast<T*>(tile.w), tile.derivative, false, network.last_scale());
-  }
   for (const Weight<T>& weight : network.weights)
     count_operations(team, Routine::kRadialForward, 2.0 * rows * weight.rows.width() * weight.columns.width());
 }
 
-// From the changes of the weights' cotangents to the gradient of the network.
+// From the changes of the last layer's cotangents, which message passing left, to the gradient of the network.
 template <class T>
 void Engine<T>::radial_backward(Team team, Pass& pass, int k, const std::vector<T*>& targets,
                                 double* roots_gradient) const {
   const Timer timer(team, Routine::kRadialBackward);
   const Network<T>& network = layers_[k].radial;
-  const typename Pass::State& state = pass.layers[k];
-  const std::int64_t rows = 2 * pass.plan.pairs;
-  const std::vector<const T*> values = pick(pass.values, layers_[k].radial_weights);
-  const std::vector<T*> gradients = pick(targets, layers_[k].radial_weights);
-  const Weight<T>& widening = network.weights.back();
-  const int n_hidden = widening.rows.width(), n_weights = widening.columns.width();
-  const T scale = network.last_scale();
-  const auto [first, last] = team.share(std::int64_t(state.tiles.size()));
-  for (std::int64_t t = first; t < last; ++t) {
-    const WeightTile<T>& tile = state.tiles[t];
-    const int column = widening.columns.start(tile.path) + tile.channel;
-    multiply<T>(Team{}, n_hidden, tile.derivative, rows, Matrix<T>{state.radial.inputs.back(), n_hidden}.transposed(),
-                {tile.cotangent, tile.derivative}, gradients.back() + column, n_weights, false, scale);
-  }
-  bool add = false;
-  for (const WeightTile<T>& tile : state.tiles) {
-    const int column = widening.columns.start(tile.path) + tile.channel;
-    multiply<T>(team, rows, n_hidden, tile.derivative, {tile.cotangent, tile.derivative},
-                Matrix<T>{values.back() + column, n_weights}.transposed(), pass.hidden_change, n_hidden, add, scale);
-    add = true;
-  }
-  team.wait();
-  network.reverse_hidden(team, state.radial, values, pass.hidden_change, gradients, pass.basis_change);
+  network.reverse_hidden(team, pass.layers[k].radial, pick(pass.values, layers_[k].radial_weights), pass.hidden_change,
+                         pick(targets, layers_[k].radial_weights), pass.basis_change);
   if (roots_gradient != nullptr && team.rank == 0)
     pass.basis.roots_gradient(pass.plan, Channels<T>::padded(spec_.n_roots),
                               network.last() > 0 ? pass.basis_change : pass.hidden_change, roots_gradient);
   for (const Weight<T>& weight : network.weights)
-    count_operations(team, Routine::kRadialBackward, 4.0 * rows * weight.rows.width() * weight.columns.width());
+    count_operations(team, Routine::kRadialBackward,
+                     8.0 * pass.plan.pairs * weight.rows.width() * weight.columns.width());
 }
 
 // ---- Gate
@@ -559,50 +531,140 @@ void Engine<T>::gate_dual(Team team, Pass& pass, int k, const T* change) const {
 
 // ---- Messages
 
+// Radial weights are made job by job, just before they are first read.
 template <class T>
-void Engine<T>::messages_forward(Team team, Pass& pass, int k, bool tangent) const {
-  const Timer timer(team, tangent ? Routine::kTangent : Routine::kForward);
+void Engine<T>::messages_forward(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kForward);
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  const Weight<T>& widening = layer.radial.weights.back();
+  const int depth = widening.rows.width();
+  const auto make_weights = [&](const auto& job, const Group& group) {
+    const Timer inner(team, Routine::kRadialForward, Routine::kForward);
+    for (int index : job.tile) {
+      if (index < 0) continue;
+      const WeightTile<T>& tile = state.tiles[index];
+      const int column = widening.columns.start(tile.path) + tile.channel;
+      multiply<T>(Team{}, 2 * (group.last_pair - group.first_pair), tile.derivative, depth,
+                  {state.radial.inputs.back() + 2 * group.first_pair * depth, depth},
+                  {pass.values[layer.radial_weights.back()] + column, widening.columns.width()},
+                  const_cast<T*>(tile.w) + group.first_pair * tile.stride, tile.derivative, false,
+                  layer.radial.last_scale());
+    }
+  };
+  MessageArrays<T> arrays;
+  arrays.x = rows_of(layer.in, state.y, atoms);
+  arrays.messages = rows_of(layer.convolution.messages(), state.messages, atoms);
+  layer.convolution.run(MessageSweep::kForward, team, pass.edges, pass.plan.groups, state.tiles, arrays, depth,
+                        make_weights, [](const auto&, const Group&) {});
+}
+
+template <class T>
+void Engine<T>::messages_tangent(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kTangent);
   const Layer& layer = layers_[k];
   const typename Pass::State& state = pass.layers[k];
   const std::int64_t atoms = pass.plan.atoms;
   MessageArrays<T> arrays;
   arrays.x = rows_of(layer.in, state.y, atoms);
-  arrays.messages =
-      rows_of(layer.convolution.messages(), tangent ? state.messages_tangent : state.messages, atoms);
-  if (tangent) {
-    arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
-    layer.convolution.run(MessageSweep::kTangent, team, pass.edges, pass.plan.groups, state.tiles, arrays);
-  } else {
-    layer.convolution.run(MessageSweep::kForward, team, pass.edges, pass.plan.groups, state.tiles, arrays);
-  }
+  arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
+  arrays.messages = rows_of(layer.convolution.messages(), state.messages_tangent, atoms);
+  layer.convolution.run(MessageSweep::kTangent, team, pass.edges, pass.plan.groups, state.tiles, arrays);
 }
 
-// From the messages' cotangents to those of y, harmonics and lengths; or, dual, to the changes of those of y and weights.
+// From the messages' cotangents to those of y, harmonics and lengths.
 template <class T>
-void Engine<T>::messages_reverse(Team team, Pass& pass, int k, bool dual) const {
-  const Timer timer(team, dual ? Routine::kDualReverse : Routine::kReverse);
+void Engine<T>::messages_reverse(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kReverse);
   const Layer& layer = layers_[k];
-  typename Pass::State& state = pass.layers[k];
+  const typename Pass::State& state = pass.layers[k];
   const std::int64_t atoms = pass.plan.atoms, size = atoms * layer.in.size;
-  T* shared = dual ? state.y_change : state.y_cotangent;
-  T* own = team.rank == 0 ? shared : pass.private_features[team.rank - 1];
-  std::fill_n(own, size, T(0));
+  const bool lead = team.rank == 0;
+  T* y_cotangent = lead ? state.y_cotangent : pass.private_features[team.rank - 1];
+  T* numbers = lead ? pass.harmonics_cotangent : pass.private_edges[team.rank - 1];
+  std::fill_n(y_cotangent, size, T(0));
   MessageArrays<T> arrays;
   arrays.x = rows_of(layer.in, state.y, atoms);
-  arrays.x_cotangent = rows_of(layer.in, own, atoms);
+  arrays.x_cotangent = rows_of(layer.in, y_cotangent, atoms);
   arrays.messages = rows_of(layer.convolution.messages(), state.messages_cotangent, atoms);
-  if (dual) {
-    arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
-    arrays.messages_tangent = rows_of(layer.convolution.messages(), state.messages_change, atoms);
-    layer.convolution.run(MessageSweep::kDualReverse, team, pass.edges, pass.plan.groups, state.tiles, arrays);
-  } else {
-    T* numbers = team.rank == 0 ? pass.harmonics_cotangent : pass.private_edges[team.rank - 1];
-    arrays.harmonics_cotangent = numbers;
-    arrays.length_cotangent = numbers + (pass.length_cotangent - pass.harmonics_cotangent);
-    layer.convolution.run(MessageSweep::kReverse, team, pass.edges, pass.plan.groups, state.tiles, arrays);
-  }
+  arrays.harmonics_cotangent = numbers;
+  arrays.length_cotangent = numbers + (pass.length_cotangent - pass.harmonics_cotangent);
+  layer.convolution.run(MessageSweep::kReverse, team, pass.edges, pass.plan.groups, state.tiles, arrays);
   team.wait();
-  gather(team, shared, pass.private_features, size);
+  gather(team, state.y_cotangent, pass.private_features, size);
+  team.wait();
+}
+
+// From the changes of the messages' cotangents to those of y and of the radial network's last layer. The cotangents of the
+// radial weights never leave the cache: they are used up job by job.
+template <class T>
+void Engine<T>::messages_dual(Team team, Pass& pass, int k, const std::vector<T*>& targets) const {
+  const Timer timer(team, Routine::kDualReverse);
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms, size = atoms * layer.in.size;
+  const std::vector<Group>& groups = pass.plan.groups;
+  const Weight<T>& widening = layer.radial.weights.back();
+  const int depth = widening.rows.width(), n_weights = widening.columns.width();
+  const T* last_weights = pass.values[layer.radial_weights.back()];
+  const bool lead = team.rank == 0;
+  T* y_change = lead ? state.y_change : pass.private_features[team.rank - 1];
+  T* gradient = lead ? targets[layer.radial_weights.back()] : pass.private_gradients[team.rank - 1];
+  T* hidden_change = lead ? pass.hidden_change : pass.private_hidden[team.rank - 1];
+  std::vector<WeightTile<T>> tiles = state.tiles;
+  std::vector<bool> job_done(layer.convolution.jobs().size()), group_done(groups.size());
+
+  const auto place_cotangents = [&](const auto& job, const Group& group) {
+    T* cotangent = pass.w_change[team.rank];
+    for (int index : job.tile) {
+      if (index < 0) continue;
+      WeightTile<T>& tile = tiles[index];
+      tile.cotangent = cotangent - group.first_pair * tile.stride;
+      cotangent += (group.last_pair - group.first_pair) * tile.stride;
+    }
+  };
+  const auto use_cotangents = [&](const auto& job, const Group& group) {
+    const Timer inner(team, Routine::kRadialBackward, Routine::kDualReverse);
+    const std::int64_t rows = 2 * (group.last_pair - group.first_pair);
+    const std::size_t j = &job - layer.convolution.jobs().data(), g = &group - groups.data();
+    for (int index : job.tile) {
+      if (index < 0) continue;
+      const WeightTile<T>& tile = tiles[index];
+      const int column = widening.columns.start(tile.path) + tile.channel, width = tile.derivative;
+      const Matrix<T> cotangent{tile.cotangent + group.first_pair * tile.stride, width};
+      const Matrix<T> hidden{state.radial.inputs.back() + 2 * group.first_pair * depth, depth};
+      multiply<T>(Team{}, depth, width, rows, hidden.transposed(), cotangent, gradient + column, n_weights, job_done[j],
+                  layer.radial.last_scale());
+      multiply<T>(Team{}, rows, depth, width, cotangent, Matrix<T>{last_weights + column, n_weights}.transposed(),
+                  hidden_change + 2 * group.first_pair * depth, depth, group_done[g], layer.radial.last_scale());
+      group_done[g] = true;
+    }
+    job_done[j] = true;
+  };
+  std::fill_n(y_change, size, T(0));
+  MessageArrays<T> arrays;
+  arrays.x = rows_of(layer.in, state.y, atoms);
+  arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
+  arrays.x_cotangent = rows_of(layer.in, y_change, atoms);
+  arrays.messages = rows_of(layer.convolution.messages(), state.messages_cotangent, atoms);
+  arrays.messages_tangent = rows_of(layer.convolution.messages(), state.messages_change, atoms);
+  layer.convolution.run(MessageSweep::kDualReverse, team, pass.edges, groups, tiles, arrays, 2.0 * depth,
+                        place_cotangents, use_cotangents);
+  // What other threads did counts as nothing here.
+  for (std::size_t j = 0; j < job_done.size(); ++j)
+    for (int index : layer.convolution.jobs()[j].tile)
+      if (index >= 0 && !job_done[j])
+        for (int i = 0; i < depth; ++i)
+          std::fill_n(gradient + i * n_weights + widening.columns.start(tiles[index].path) + tiles[index].channel,
+                      tiles[index].derivative, T(0));
+  for (std::size_t g = 0; g < groups.size(); ++g)
+    if (!group_done[g])
+      std::fill(hidden_change + 2 * groups[g].first_pair * depth, hidden_change + 2 * groups[g].last_pair * depth, T(0));
+  team.wait();
+  gather(team, state.y_change, pass.private_features, size);
+  gather(team, targets[layer.radial_weights.back()], pass.private_gradients, std::int64_t(depth) * n_weights);
+  gather(team, pass.hidden_change, pass.private_hidden, 2 * pass.plan.pairs * depth);
   team.wait();
 }
 
@@ -732,7 +794,7 @@ std::unique_ptr<typename Engine<T>::Pass> Engine<T>::forward(int threads, const 
       linear(team, pass, layer, state.x, state.y, false);
       make_species_matrices(team, pass, k);
       team.wait();
-      messages_forward(team, pass, k, false);
+      messages_forward(team, pass, k);
       team.wait();
       mix(team, pass, layer, state.messages, state.z, false);
       team.wait();
@@ -801,7 +863,7 @@ std::unique_ptr<typename Engine<T>::Pass> Engine<T>::forward(int threads, const 
       team.wait();
       mix(team, pass, layer, state.z_cotangent, state.messages_cotangent, true);
       team.wait();
-      messages_reverse(team, pass, k, false);
+      messages_reverse(team, pass, k);
       if (k == 0) break;
       linear(team, pass, layer, state.y_cotangent, state.x_cotangent, true);
       team.wait();
@@ -860,9 +922,8 @@ void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent
     widest_x = std::max({widest_x, layer.in.size, layer.out.size});
     widest_z = std::max(widest_z, layer.gate_in.size);
     widest_messages = std::max(widest_messages, layer.convolution.messages().size);
-    std::int64_t weights = 0;
-    for (const WeightTile<T>& tile : state.tiles) weights += tile.stride;
-    widest_w = std::max(widest_w, weights);
+    const Weight<T>& widening = layer.radial.weights.back();
+    widest_w = std::max(widest_w, widening.size());
     widest_hidden = std::max<std::int64_t>(widest_hidden, layer.radial.widest());
   }
   const int last_width = layers_.back().out.blocks[0].width();
@@ -872,7 +933,17 @@ void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent
   T* y_change = arena.take<T>(atoms * widest_x);
   T* z_change = arena.take<T>(atoms * widest_z);
   T* messages_change = arena.take<T>(atoms * widest_messages);
-  T* w_change = arena.take<T>(plan.pairs * widest_w);
+  std::int64_t group_pairs = 0;
+  for (const Group& group : plan.groups) group_pairs = std::max(group_pairs, group.last_pair - group.first_pair);
+  pass.w_change.clear();
+  pass.private_gradients.clear();
+  pass.private_hidden.clear();
+  for (int r = 0; r < threads; ++r) {
+    pass.w_change.push_back(arena.take<T>(2 * group_pairs * kTile<T> * (kMaxL + 1)));
+    if (r == 0) continue;
+    pass.private_gradients.push_back(arena.take<T>(widest_w));
+    pass.private_hidden.push_back(arena.take<T>(2 * plan.pairs * widest_hidden));
+  }
   pass.hidden_change = arena.take<T>(2 * plan.pairs * widest_hidden);
   const int basis_width = Channels<T>::padded(spec_.n_roots);
   double* roots_gradient = static_cast<double*>(gradients[roots_]);
@@ -882,11 +953,6 @@ void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent
     state.y_change = y_change;
     state.z_change = z_change;
     state.messages_change = messages_change;
-    T* w = w_change;
-    for (WeightTile<T>& tile : state.tiles) {
-      tile.cotangent = w;
-      w += plan.pairs * tile.stride;
-    }
     state.species_changes.clear();
     for (const BlockWeight& entry : layers_[k].self_connection)
       state.species_changes.push_back(arena.take<T>(plan.species.size() * layers_[k].in.blocks[entry.from].width() *
@@ -928,7 +994,7 @@ void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent
       typename Pass::State& state = pass.layers[k];
       if (k > 0) linear(team, pass, layer, state.x_tangent, state.y_tangent, false);
       team.wait();
-      messages_forward(team, pass, k, true);
+      messages_tangent(team, pass, k);
       team.wait();
       mix(team, pass, layer, state.messages_tangent, state.z_tangent, false);
       team.wait();
@@ -1008,7 +1074,7 @@ void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent
       mix(team, pass, layer, state.z_change, state.messages_change, true);
       mix_gradient(team, pass, k, targets);
       team.wait();
-      messages_reverse(team, pass, k, true);
+      messages_dual(team, pass, k, targets);
 
       linear(team, pass, layer, state.y_change, below, true);
       linear_gradient(team, pass, k, targets);

@@ -115,8 +115,10 @@ class Engine {
   void gate_reverse(Team, Pass&, int k) const;
   void gate_tangent(Team, Pass&, int k) const;
   void gate_dual(Team, Pass&, int k, const T* cotangent) const;
-  void messages_forward(Team, Pass&, int k, bool tangent) const;
-  void messages_reverse(Team, Pass&, int k, bool dual) const;
+  void messages_forward(Team, Pass&, int k) const;
+  void messages_tangent(Team, Pass&, int k) const;
+  void messages_reverse(Team, Pass&, int k) const;
+  void messages_dual(Team, Pass&, int k, const std::vector<T*>& targets) const;
 
   std::vector<Rows<T>> rows_of(const Features<T>& features, T* data, std::int64_t atoms) const {
     std::vector<Rows<T>> rows;
@@ -180,7 +182,8 @@ struct Engine<T>::Pass {
   T* scratch;
   T *hidden_change, *basis_change;  // changes of the radial networks' cotangents
   T *harmonics_cotangent, *length_cotangent;
-  std::vector<T*> private_features, private_edges;  // of threads other than the first
+  std::vector<T*> private_features, private_edges, private_gradients, private_hidden;  // of threads after the first
+  std::vector<T*> w_change;  // of each thread: changes of the radial weights' cotangents in one job
   std::int64_t edge_numbers;  // elements of harmonics_cotangent and length_cotangent together
   bool reversed = false;
 };

@@ -28,6 +28,12 @@ struct SpeciesRange {
   std::int64_t first, last;  // places
 };
 
+// Whole structures, side by side: no edge leaves them.
+struct Group {
+  std::int64_t first, last;  // atoms
+  std::int64_t first_pair, last_pair;
+};
+
 struct Plan {
   std::int64_t atoms = 0, edges = 0, pairs = 0;
   std::vector<std::int32_t> place;  // [atoms] of an atom's features
@@ -40,7 +46,7 @@ struct Plan {
   std::vector<double> length;  // [edges] Å
   std::vector<double> pair_length, pair_cutoff;  // [pairs] Å
   std::vector<SpeciesRange> species;
-  std::vector<std::int64_t> groups;  // atoms at which groups of whole structures begin, and the number of atoms
+  std::vector<Group> groups;
 
   // `cutoffs` is [n_species, n_species] by receiver and sender. Edges at or beyond it have no weights and are left out.
   Plan(const GraphArrays& graph, int n_species, const std::vector<double>& cutoffs) : atoms(graph.atoms) {
@@ -119,11 +125,16 @@ struct Plan {
   }
 
   void group_structures(const GraphArrays& graph) {
-    groups.push_back(0);
-    for (std::int64_t i = 1; i < atoms; ++i)
-      if (graph.structure[i] != graph.structure[i - 1] && row[i] - row[groups.back()] >= kGroupEdges)
-        groups.push_back(i);
-    groups.push_back(atoms);
+    Group group{0, 0, 0, 0};
+    for (std::int64_t i = 0; i < atoms; ++i) {
+      if (i > 0 && graph.structure[i] != graph.structure[i - 1] && row[i] - row[group.first] >= kGroupEdges) {
+        groups.push_back(group);
+        group = {i, i, group.last_pair, group.last_pair};
+      }
+      group.last = i + 1;
+      for (std::int64_t e = row[i]; e < row[i + 1]; ++e) group.last_pair += opens[e];
+    }
+    groups.push_back(group);
   }
 };
 
