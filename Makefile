@@ -13,21 +13,22 @@ help:
 	@echo "make types   mypy on the package               make docs    build the documentation into site/"
 	@echo "make clean   remove .venv and everything built"
 
-# The stamp files make a second run start at once; a changed requirement installs again.
+# The stamp files make a second run start at once; a changed requirement or native source installs again. The extras name
+# the package that is installed already, so that its native part is built once.
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.package: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.package: pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/equipes/kernels/native/*.[ch]pp) | .venv/bin/python
 	@echo "Installing equipes into .venv (the first time takes a few minutes)"
 	$(INSTALL) --editable .
 	@touch $@
 
 .venv/.test: .venv/.package
-	$(INSTALL) --editable '.[test]'
+	$(INSTALL) 'equipes[test]'
 	@touch $@
 
 .venv/.dev: .venv/.test
-	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) 'equipes[dev]'
 	@touch $@
 
 demo: .venv/.package

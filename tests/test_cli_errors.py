@@ -257,10 +257,10 @@ CASES = [
     ),
     Case("not weights of NequIP", ["convert", "ethanol.npz", "new.safetensors"], ["ethanol.npz"]),
     Case(
-        "kernel that was not built",
+        "kernel that does not exist",
         ["evaluate", "model.safetensors", "good.xyz"],
-        ["EQUIPES_KERNEL", "native"],
-        environment={"EQUIPES_KERNEL": "native"},
+        ["EQUIPES_KERNEL", "warp", "reference"],
+        environment={"EQUIPES_KERNEL": "warp"},
     ),
     Case(
         "damaged checkpoint of a training",

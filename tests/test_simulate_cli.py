@@ -79,7 +79,12 @@ def test_relax_says_that_the_cell_relaxes_and_writes(
 def test_targets_are_looked_at_before_the_work(here: Path, capsys: pytest.CaptureFixture) -> None:
     Path("there.png").touch()
     Path("there.extxyz").touch()
-    for command, option in (("relax", "--out"), ("relax", "--trajectory"), ("eos", "--out"), ("eos", "--plot")):
+    for command, option in (
+        ("relax", "--out"),
+        ("relax", "--trajectory"),
+        ("eos", "--out"),
+        ("eos", "--plot"),
+    ):
         name = "there.png" if option == "--plot" else "there.extxyz"
         assert equipes_command(command, "absent.safetensors", "absent.cif", option, name) == 2
         assert f"{name} exists" in capsys.readouterr().err

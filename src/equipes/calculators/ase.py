@@ -108,7 +108,9 @@ class Calculator(AseCalculator):
             )
         stress = has_volume and (periodic or "stress" in properties)
         graph = self._neighbors.graph(structure)
-        prediction = self.potential(graph.to(self.device), forces=True, stress=stress)
+        if self.device.type != "cpu":
+            graph = graph.to(self.device)
+        prediction = self.potential(graph, forces=True, stress=stress)
         energy = float(prediction.energy)
         self.results = {
             "energy": energy,

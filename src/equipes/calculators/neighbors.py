@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import ase
 import numpy as np
 import torch
@@ -24,75 +22,74 @@ class SkinnedNeighbors:
         self.cutoff = cutoff
         self.skin = skin
         self.builds = 0
-        self._graph: AtomGraph | None = None
-        self._numbers = np.empty(0)
-        self._pbc = np.empty(0)
-        self._positions = np.empty((0, 3))
-        self._cell = np.empty((3, 3))
+        self._list: _List | None = None
 
     def graph(self, atoms: ase.Atoms) -> AtomGraph:
         """The graph of `atoms` with all edges shorter than the cutoff; raises what `AtomGraph.from_atoms` raises."""
-        if self._graph is None or not self._covers(atoms):
-            self._build(atoms)
-        assert self._graph is not None
-        moved = replace(
-            self._graph,
-            positions=torch.tensor(atoms.positions, dtype=torch.float64),
-            cell=torch.tensor(atoms.cell.array, dtype=torch.float64).unsqueeze(0),
-        )
-        return self._within_cutoff(moved)
+        if self._list is None or not self._covers(atoms, self._list):
+            self._list = None  # stays so when the structure is refused
+            self._list = _List(atoms, AtomGraph.from_atoms(atoms, self.cutoff + self.skin))
+            self.builds += 1
+        return self._within_cutoff(atoms, self._list)
 
-    def _build(self, atoms: ase.Atoms) -> None:
-        self._graph = None  # stays so when the structure is refused
-        graph = AtomGraph.from_atoms(atoms, self.cutoff + self.skin)
-        self._numbers, self._pbc = atoms.numbers.copy(), atoms.pbc.copy()
-        self._positions, self._cell = atoms.positions.copy(), atoms.cell.array.copy()
-        self._graph = graph
-        self.builds += 1
-
-    def _covers(self, atoms: ase.Atoms) -> bool:
-        """Whether the list still holds every pair closer than the cutoff.
+    def _covers(self, atoms: ase.Atoms, old: _List) -> bool:
+        """Whether a list still holds every pair closer than the cutoff.
 
         With a cell that deforms by F (h = h0 F), x_i = (x0_i + d_i) F, a pair that the list lacks had
         |r0| >= cutoff + skin and is now at |r| = |(r0 + d_j - d_i) F| >= s (cutoff + skin - 2 max|d|), where s is the
         smallest singular value of F.
         """
-        if not (np.array_equal(atoms.numbers, self._numbers) and np.array_equal(atoms.pbc, self._pbc)):
+        if not (np.array_equal(atoms.numbers, old.numbers) and np.array_equal(atoms.pbc, old.pbc)):
             return False
-        smallest_stretch, displacements = 1.0, atoms.positions - self._positions
+        smallest_stretch, displacements = 1.0, atoms.positions - old.positions
         cell = atoms.cell.array
-        if atoms.pbc.any() and not np.array_equal(cell, self._cell):
+        if atoms.pbc.any() and not np.array_equal(cell, old.cell):
             # Where there is no lattice vector no image is ever taken, so any completion of the cell serves.
-            deformation = np.linalg.solve(complete_cell(self._cell), complete_cell(cell))
+            deformation = np.linalg.solve(complete_cell(old.cell), complete_cell(cell))
             smallest_stretch = float(np.linalg.svd(deformation, compute_uv=False)[-1])
             if not smallest_stretch * (self.cutoff + self.skin) >= self.cutoff:
                 return False  # also of a cell so flat that the next line could not be solved
-            displacements = np.linalg.solve(deformation.T, atoms.positions.T).T - self._positions
+            displacements = np.linalg.solve(deformation.T, atoms.positions.T).T - old.positions
         farthest = float(np.sqrt(np.einsum("ni,ni->n", displacements, displacements).max()))
         # Written so that a position that is not a number asks for a new list, which then names the atom.
         return bool(smallest_stretch * (self.cutoff + self.skin - 2 * farthest) >= self.cutoff)
 
-    def _within_cutoff(self, graph: AtomGraph) -> AtomGraph:
-        x = graph.positions
-        # One structure has one cell, which makes this several times faster than `edge_vectors`.
-        vectors = (
-            x.index_select(0, graph.sender) - x.index_select(0, graph.receiver) + graph.shift @ graph.cell[0]
-        )
-        squared = torch.einsum("ei,ei->e", vectors, vectors)
-        near = squared < self.cutoff**2
-        kept = near.nonzero().squeeze(1)
+    def _within_cutoff(self, atoms: ase.Atoms, known: _List) -> AtomGraph:
+        # In NumPy, because for small structures the calls cost more than the arithmetic, and these are cheaper.
+        x, cell = atoms.positions.copy(), atoms.cell.array.copy()
+        vectors = x.take(known.sender, axis=0) - x.take(known.receiver, axis=0)
+        if known.crosses_boundaries:
+            vectors += known.shift @ cell
+        near = np.einsum("ei,ei->e", vectors, vectors) < self.cutoff**2
+        kept = near.nonzero()[0]
         # How many of the first k edges are near: the new place of an edge, and of the rows' ends.
-        count = torch.zeros(graph.n_edges + 1, dtype=torch.int64)
-        torch.cumsum(near, 0, out=count[1:])
-        by_sender = graph.sender_order.index_select(
-            0, near.index_select(0, graph.sender_order).nonzero().squeeze(1)
-        )
-        return replace(
-            graph,
-            receiver=graph.receiver.index_select(0, kept),
-            sender=graph.sender.index_select(0, kept),
-            shift=graph.shift.index_select(0, kept),
-            row_pointer=count.index_select(0, graph.row_pointer),
-            sender_order=count.index_select(0, by_sender),
+        count = np.zeros(len(near) + 1, dtype=np.int64)
+        np.cumsum(near, out=count[1:])
+        by_sender = known.sender_order.compress(near.take(known.sender_order))
+        tensor = torch.from_numpy
+        return AtomGraph(
+            positions=tensor(x),
+            numbers=known.graph.numbers,
+            cell=tensor(cell).unsqueeze(0),
+            pbc=known.graph.pbc,
+            structure=known.graph.structure,
+            receiver=tensor(known.receiver.take(kept)),
+            sender=tensor(known.sender.take(kept)),
+            shift=tensor(known.shift.take(kept, axis=0)),
+            row_pointer=tensor(count.take(known.row_pointer)),
+            sender_order=tensor(count.take(by_sender)),
             cutoff=self.cutoff,
         )
+
+
+class _List:
+    """A list of neighbours and the structure that it was collected for."""
+
+    def __init__(self, atoms: ase.Atoms, graph: AtomGraph) -> None:
+        self.graph = graph
+        self.numbers, self.pbc = atoms.numbers.copy(), atoms.pbc.copy()
+        self.positions, self.cell = atoms.positions.copy(), atoms.cell.array.copy()
+        self.receiver, self.sender = graph.receiver.numpy(), graph.sender.numpy()
+        self.shift = graph.shift.numpy()
+        self.crosses_boundaries = bool(self.shift.any())
+        self.row_pointer, self.sender_order = graph.row_pointer.numpy(), graph.sender_order.numpy()

@@ -129,7 +129,7 @@ def read_nequip_npz(path: str | os.PathLike[str]) -> Potential:
             state = {name[2:]: arrays[name] for name in arrays.files if name.startswith("w/")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path}: not an .npz with 'config' (JSON) and weights 'w/<name>' of a NequIP model ({error})"
+            f"{path}: not an .npz with 'config' (JSON) and weights 'w/<name>' of a NequIP model; give such a file"
         ) from error
     try:
         return from_nequip(config, state)
