@@ -6,6 +6,7 @@
 
 #include "layout.hpp"
 #include "messages.hpp"
+#include "plan.hpp"
 
 namespace equipes {
 
@@ -63,38 +64,60 @@ class Convolution {
   const std::vector<PathSpec>& paths() const { return paths_; }
   const Irrep& input_of(int path) const { return irreps_in_[paths_[path].block]; }
 
+  // Channels of a block with one degree of the harmonics, and the tiles of its paths by l3 (-1: no such path).
+  struct Job {
+    int block, l2, channel, vectors;
+    std::array<int, kMaxL + 1> tile;
+    double cost;  // about the number of vector operations for each edge in the forward sweep
+  };
+
+  const std::vector<Job>& jobs() const { return jobs_; }
+
   // Cotangents of features, harmonics and lengths are added to; each thread needs arrays of its own for them. All else is
   // written by one thread only, so nothing is atomic, and the result depends on the number of threads alone.
-  void run(MessageSweep sweep, Team team, const Neighbours<T>& edges, const std::vector<std::int64_t>& groups,
+  void run(MessageSweep sweep, Team team, const Neighbours<T>& edges, const std::vector<Group>& groups,
            const std::vector<WeightTile<T>>& tiles, const MessageArrays<T>& arrays) const {
+    const auto nothing = [](const Job&, const Group&) {};
+    run(sweep, team, edges, groups, tiles, arrays, 0.0, nothing, nothing);
+  }
+
+  // The same, with before(job, group) and after(job, group) around each job on a group of structures, by the thread that
+  // does the job: to make radial weights, or to use their cotangents, while they are in the cache. `tile_cost` is about
+  // the number of vector operations of this for each tile of radial weights and edge.
+  template <class Before, class After>
+  void run(MessageSweep sweep, Team team, const Neighbours<T>& edges, const std::vector<Group>& groups,
+           const std::vector<WeightTile<T>>& tiles, const MessageArrays<T>& arrays, double tile_cost, Before&& before,
+           After&& after) const {
+    constexpr double kSweepCost[] = {1, 2, 2, 5};
+    std::vector<double> costs;
     double work = 0;
-    for (const Job& job : jobs_) work += job.cost;
-    work *= double(edges.row[groups.back()] - edges.row[0]);
+    for (const Job& job : jobs_) {
+      costs.push_back(job.cost * kSweepCost[int(sweep)]);
+      for (int tile : job.tile)
+        if (tile >= 0) costs.back() += tile_cost * job.vectors;
+      work += costs.back();
+    }
+    work *= double(edges.row[groups.back().last] - edges.row[0]);
     double done = 0;
-    for (std::size_t g = 0; g + 1 < groups.size(); ++g) {
-      const double n = double(edges.row[groups[g + 1]] - edges.row[groups[g]]);
-      for (const Job& job : jobs_) {
+    for (const Group& group : groups) {
+      const double n = double(edges.row[group.last] - edges.row[group.first]);
+      for (std::size_t j = 0; j < jobs_.size(); ++j) {
         // A job belongs to the thread in whose share of the work its middle lies.
-        const double middle = done + 0.5 * job.cost * n;
-        done += job.cost * n;
+        const double middle = done + 0.5 * costs[j] * n;
+        done += costs[j] * n;
         const int owner = work > 0 ? std::min(team.size - 1, int(middle / work * team.size)) : 0;
-        if (owner == team.rank) run(sweep, job, edges, groups[g], groups[g + 1], tiles, arrays);
+        if (owner != team.rank) continue;
+        before(jobs_[j], group);
+        run(sweep, jobs_[j], edges, group, tiles, arrays);
+        after(jobs_[j], group);
       }
     }
   }
 
  private:
-  // Channels of a block with one degree of the harmonics, and the tiles of its paths by l3.
-  struct Job {
-    int block, l2, channel, vectors;
-    std::array<int, kMaxL + 1> tile;
-    double cost;
-  };
-
   int width(int path) const { return Channels<T>::padded(input_of(path).multiplicity); }
   int column(int path) const { return messages_.blocks[section_[path]].channels.start(group_[path]); }
 
-  // About the number of multiplications for each edge.
   double cost(int path) const {
     const int l1 = input_of(path).l, l2 = paths_[path].l2, l3 = paths_[path].l3;
     return (2 * l1 + 1) * (2 * l3 + 1) * (l2 == 0 ? 1.0 / (2 * l1 + 1) : 0.8) + 2 * l1 + 2 * l3 + 4;
@@ -118,15 +141,15 @@ class Convolution {
     jobs_.push_back(job);
   }
 
-  void run(MessageSweep sweep, const Job& job, const Neighbours<T>& edges, std::int64_t first, std::int64_t last,
+  void run(MessageSweep sweep, const Job& job, const Neighbours<T>& edges, const Group& group,
            const std::vector<WeightTile<T>>& tiles, const MessageArrays<T>& arrays) const {
     const auto rows = [](const std::vector<Rows<T>>& blocks, int block, int channel) {
       return blocks.empty() ? Rows<T>{} : blocks[block].from_channel(channel);
     };
     MessageJob<T> task;
     task.edges = edges;
-    task.edges.first = first;
-    task.edges.last = last;
+    task.edges.first = group.first;
+    task.edges.last = group.last;
     task.edges.harmonics += job.l2 * job.l2 * edges.stride;
     if (edges.harmonics_tangent != nullptr) task.edges.harmonics_tangent += job.l2 * job.l2 * edges.stride;
     task.vectors = job.vectors;

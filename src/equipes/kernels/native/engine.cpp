@@ -330,6 +330,7 @@ void Engine<T>::self_connection_gradient(Team team, const Pass& pass, int k, con
 
 // ---- Radial network
 
+// All but the last layer, whose results are made when message passing needs them.
 template <class T>
 void Engine<T>::radial_forward(Team team, Pass& pass, int k) const {
   const Timer timer(team, Routine::kRadialForward);
@@ -338,53 +339,24 @@ void Engine<T>::radial_forward(Team team, Pass& pass, int k) const {
   const std::int64_t rows = 2 * pass.plan.pairs;
   const std::vector<const T*> values = pick(pass.values, layers_[k].radial_weights);
   network.hidden(team, state.radial, values);
-  const Weight<T>& widening = network.weights.back();
-  const auto [first, last] = team.share(std::int64_t(state.tiles.size()));
-  for (std::int64_t t = first; t < last; ++t) {
-    const WeightTile<T>& tile = state.tiles[t];
-    const int column = widening.columns.start(tile.path) + tile.channel;
-    multiply<T>(Team{}, rows, tile.derivative, widening.rows.width(),
-                {state.radial.inputs.back(), widening.rows.width()}, {values.back() + column, widening.columns.width()},
-                const_cast<T*>(tile.w), tile.derivative, false, network.last_scale());
-  }
   for (const Weight<T>& weight : network.weights)
     count_operations(team, Routine::kRadialForward, 2.0 * rows * weight.rows.width() * weight.columns.width());
 }
 
-// From the changes of the weights' cotangents to the gradient of the network.
+// From the changes of the last layer's cotangents, which message passing left, to the gradient of the network.
 template <class T>
 void Engine<T>::radial_backward(Team team, Pass& pass, int k, const std::vector<T*>& targets,
                                 double* roots_gradient) const {
   const Timer timer(team, Routine::kRadialBackward);
   const Network<T>& network = layers_[k].radial;
-  const typename Pass::State& state = pass.layers[k];
-  const std::int64_t rows = 2 * pass.plan.pairs;
-  const std::vector<const T*> values = pick(pass.values, layers_[k].radial_weights);
-  const std::vector<T*> gradients = pick(targets, layers_[k].radial_weights);
-  const Weight<T>& widening = network.weights.back();
-  const int n_hidden = widening.rows.width(), n_weights = widening.columns.width();
-  const T scale = network.last_scale();
-  const auto [first, last] = team.share(std::int64_t(state.tiles.size()));
-  for (std::int64_t t = first; t < last; ++t) {
-    const WeightTile<T>& tile = state.tiles[t];
-    const int column = widening.columns.start(tile.path) + tile.channel;
-    multiply<T>(Team{}, n_hidden, tile.derivative, rows, Matrix<T>{state.radial.inputs.back(), n_hidden}.transposed(),
-                {tile.cotangent, tile.derivative}, gradients.back() + column, n_weights, false, scale);
-  }
-  bool add = false;
-  for (const WeightTile<T>& tile : state.tiles) {
-    const int column = widening.columns.start(tile.path) + tile.channel;
-    multiply<T>(team, rows, n_hidden, tile.derivative, {tile.cotangent, tile.derivative},
-                Matrix<T>{values.back() + column, n_weights}.transposed(), pass.hidden_change, n_hidden, add, scale);
-    add = true;
-  }
-  team.wait();
-  network.reverse_hidden(team, state.radial, values, pass.hidden_change, gradients, pass.basis_change);
+  network.reverse_hidden(team, pass.layers[k].radial, pick(pass.values, layers_[k].radial_weights), pass.hidden_change,
+                         pick(targets, layers_[k].radial_weights), pass.basis_change);
   if (roots_gradient != nullptr && team.rank == 0)
     pass.basis.roots_gradient(pass.plan, Channels<T>::padded(spec_.n_roots),
                               network.last() > 0 ? pass.basis_change : pass.hidden_change, roots_gradient);
   for (const Weight<T>& weight : network.weights)
-    count_operations(team, Routine::kRadialBackward, 4.0 * rows * weight.rows.width() * weight.columns.width());
+    count_operations(team, Routine::kRadialBackward,
+                     8.0 * pass.plan.pairs * weight.rows.width() * weight.columns.width());
 }
 
 // ---- Gate
@@ -559,54 +531,407 @@ void Engine<T>::gate_dual(Team team, Pass& pass, int k, const T* change) const {
 
 // ---- Messages
 
+// Radial weights are made job by job, just before they are first read.
 template <class T>
-void Engine<T>::messages_forward(Team team, Pass& pass, int k, bool tangent) const {
-  const Timer timer(team, tangent ? Routine::kTangent : Routine::kForward);
+void Engine<T>::messages_forward(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kForward);
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms;
+  const Weight<T>& widening = layer.radial.weights.back();
+  const int depth = widening.rows.width();
+  const auto make_weights = [&](const auto& job, const Group& group) {
+    const Timer inner(team, Routine::kRadialForward, Routine::kForward);
+    for (int index : job.tile) {
+      if (index < 0) continue;
+      const WeightTile<T>& tile = state.tiles[index];
+      const int column = widening.columns.start(tile.path) + tile.channel;
+      multiply<T>(Team{}, 2 * (group.last_pair - group.first_pair), tile.derivative, depth,
+                  {state.radial.inputs.back() + 2 * group.first_pair * depth, depth},
+                  {pass.values[layer.radial_weights.back()] + column, widening.columns.width()},
+                  const_cast<T*>(tile.w) + group.first_pair * tile.stride, tile.derivative, false,
+                  layer.radial.last_scale());
+    }
+  };
+  MessageArrays<T> arrays;
+  arrays.x = rows_of(layer.in, state.y, atoms);
+  arrays.messages = rows_of(layer.convolution.messages(), state.messages, atoms);
+  layer.convolution.run(MessageSweep::kForward, team, pass.edges, pass.plan.groups, state.tiles, arrays, depth,
+                        make_weights, [](const auto&, const Group&) {});
+}
+
+template <class T>
+void Engine<T>::messages_tangent(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kTangent);
   const Layer& layer = layers_[k];
   const typename Pass::State& state = pass.layers[k];
   const std::int64_t atoms = pass.plan.atoms;
   MessageArrays<T> arrays;
   arrays.x = rows_of(layer.in, state.y, atoms);
-  arrays.messages =
-      rows_of(layer.convolution.messages(), tangent ? state.messages_tangent : state.messages, atoms);
-  if (tangent) {
-    arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
-    layer.convolution.run(MessageSweep::kTangent, team, pass.edges, pass.plan.groups, state.tiles, arrays);
-  } else {
-    layer.convolution.run(MessageSweep::kForward, team, pass.edges, pass.plan.groups, state.tiles, arrays);
+  arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
+  arrays.messages = rows_of(layer.convolution.messages(), state.messages_tangent, atoms);
+  layer.convolution.run(MessageSweep::kTangent, team, pass.edges, pass.plan.groups, state.tiles, arrays);
+}
+
+// From the messages' cotangents to those of y, harmonics and lengths.
+template <class T>
+void Engine<T>::messages_reverse(Team team, Pass& pass, int k) const {
+  const Timer timer(team, Routine::kReverse);
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms, size = atoms * layer.in.size;
+  const bool lead = team.rank == 0;
+  T* y_cotangent = lead ? state.y_cotangent : pass.private_features[team.rank - 1];
+  T* numbers = lead ? pass.harmonics_cotangent : pass.private_edges[team.rank - 1];
+  std::fill_n(y_cotangent, size, T(0));
+  MessageArrays<T> arrays;
+  arrays.x = rows_of(layer.in, state.y, atoms);
+  arrays.x_cotangent = rows_of(layer.in, y_cotangent, atoms);
+  arrays.messages = rows_of(layer.convolution.messages(), state.messages_cotangent, atoms);
+  arrays.harmonics_cotangent = numbers;
+  arrays.length_cotangent = numbers + (pass.length_cotangent - pass.harmonics_cotangent);
+  layer.convolution.run(MessageSweep::kReverse, team, pass.edges, pass.plan.groups, state.tiles, arrays);
+  team.wait();
+  gather(team, state.y_cotangent, pass.private_features, size);
+  team.wait();
+}
+
+// From the changes of the messages' cotangents to those of y and of the radial network's last layer. The cotangents of the
+// radial weights never leave the cache: they are used up job by job.
+template <class T>
+void Engine<T>::messages_dual(Team team, Pass& pass, int k, const std::vector<T*>& targets) const {
+  const Timer timer(team, Routine::kDualReverse);
+  const Layer& layer = layers_[k];
+  const typename Pass::State& state = pass.layers[k];
+  const std::int64_t atoms = pass.plan.atoms, size = atoms * layer.in.size;
+  const std::vector<Group>& groups = pass.plan.groups;
+  const Weight<T>& widening = layer.radial.weights.back();
+  const int depth = widening.rows.width(), n_weights = widening.columns.width();
+  const T* last_weights = pass.values[layer.radial_weights.back()];
+  const bool lead = team.rank == 0;
+  T* y_change = lead ? state.y_change : pass.private_features[team.rank - 1];
+  T* gradient = lead ? targets[layer.radial_weights.back()] : pass.private_gradients[team.rank - 1];
+  T* hidden_change = lead ? pass.hidden_change : pass.private_hidden[team.rank - 1];
+  std::vector<WeightTile<T>> tiles = state.tiles;
+  std::vector<bool> job_done(layer.convolution.jobs().size()), group_done(groups.size());
+
+  const auto place_cotangents = [&](const auto& job, const Group& group) {
+    T* cotangent = pass.w_change[team.rank];
+    for (int index : job.tile) {
+      if (index < 0) continue;
+      WeightTile<T>& tile = tiles[index];
+      tile.cotangent = cotangent - group.first_pair * tile.stride;
+      cotangent += (group.last_pair - group.first_pair) * tile.stride;
+    }
+  };
+  const auto use_cotangents = [&](const auto& job, const Group& group) {
+    const Timer inner(team, Routine::kRadialBackward, Routine::kDualReverse);
+    const std::int64_t rows = 2 * (group.last_pair - group.first_pair);
+    const std::size_t j = &job - layer.convolution.jobs().data(), g = &group - groups.data();
+    for (int index : job.tile) {
+      if (index < 0) continue;
+      const WeightTile<T>& tile = tiles[index];
+      const int column = widening.columns.start(tile.path) + tile.channel, width = tile.derivative;
+      const Matrix<T> cotangent{tile.cotangent + group.first_pair * tile.stride, width};
+      const Matrix<T> hidden{state.radial.inputs.back() + 2 * group.first_pair * depth, depth};
+      multiply<T>(Team{}, depth, width, rows, hidden.transposed(), cotangent, gradient + column, n_weights, job_done[j],
+                  layer.radial.last_scale());
+      multiply<T>(Team{}, rows, depth, width, cotangent, Matrix<T>{last_weights + column, n_weights}.transposed(),
+                  hidden_change + 2 * group.first_pair * depth, depth, group_done[g], layer.radial.last_scale());
+      group_done[g] = true;
+    }
+    job_done[j] = true;
+  };
+  std::fill_n(y_change, size, T(0));
+  MessageArrays<T> arrays;
+  arrays.x = rows_of(layer.in, state.y, atoms);
+  arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
+  arrays.x_cotangent = rows_of(layer.in, y_change, atoms);
+  arrays.messages = rows_of(layer.convolution.messages(), state.messages_cotangent, atoms);
+  arrays.messages_tangent = rows_of(layer.convolution.messages(), state.messages_change, atoms);
+  layer.convolution.run(MessageSweep::kDualReverse, team, pass.edges, groups, tiles, arrays, 2.0 * depth,
+                        place_cotangents, use_cotangents);
+  // What other threads did counts as nothing here.
+  for (std::size_t j = 0; j < job_done.size(); ++j)
+    for (int index : layer.convolution.jobs()[j].tile)
+      if (index >= 0 && !job_done[j])
+        for (int i = 0; i < depth; ++i)
+          std::fill_n(gradient + i * n_weights + widening.columns.start(tiles[index].path) + tiles[index].channel,
+                      tiles[index].derivative, T(0));
+  for (std::size_t g = 0; g < groups.size(); ++g)
+    if (!group_done[g])
+      std::fill(hidden_change + 2 * groups[g].first_pair * depth, hidden_change + 2 * groups[g].last_pair * depth, T(0));
+  team.wait();
+  gather(team, state.y_change, pass.private_features, size);
+  gather(team, targets[layer.radial_weights.back()], pass.private_gradients, std::int64_t(depth) * n_weights);
+  gather(team, pass.hidden_change, pass.private_hidden, 2 * pass.plan.pairs * depth);
+  team.wait();
+}
+
+// ---- Readout
+
+// Energies, and the cotangents of the last hidden layer if every atom's energy counts once.
+template <class T>
+void Engine<T>::read_out(Team team, Pass& pass, double* energies) const {
+  const Timer timer(team, Routine::kReadout);
+  const std::int64_t atoms = pass.plan.atoms;
+  const int width = layers_.back().out.blocks[0].width();
+  const std::vector<const T*> values = pick(pass.values, readout_weights_);
+  const auto [first, last] = team.share(atoms);
+  for (std::int64_t n = first; n < last; ++n) {
+    T* rows = pass.readout.inputs[0] + 2 * n * width;
+    std::copy_n(pass.layers.back().x + n * width, width, rows);
+    std::fill_n(rows + width, width, T(0));  // the tangents are not known yet
+  }
+  team.wait();
+  readout_.hidden(team, pass.readout, values);
+  const int depth = readout_.weights.back().rows.width(), stride = readout_.weights.back().columns.width();
+  const T factor = readout_.last_scale();
+  for (std::int64_t n = first; n < last; ++n) {
+    const T* row = pass.readout.inputs.back() + 2 * n * depth;
+    T* cotangent = pass.readout_cotangent + 2 * n * depth;
+    const T weight = T(pass.scales[pass.type_at[n]]) * factor;
+    T sum = 0;
+    for (int f = 0; f < depth; ++f) {
+      sum += row[f] * values.back()[f * stride];
+      cotangent[f] = weight * values.back()[f * stride];
+      cotangent[depth + f] = T(0);
+    }
+    pass.readout_energy[n] = double(sum * factor);
+  }
+  team.wait();
+  for (std::int64_t i = first; i < last; ++i) {
+    const int type = int(pass.types[i]);
+    energies[i] = pass.shifts[type] + pass.scales[type] * pass.readout_energy[pass.plan.place[i]];
   }
 }
 
-// From the messages' cotangents to those of y, harmonics and lengths; or, dual, to the changes of those of y and weights.
+// The gradient by the parameters from the last hidden layer on, with the features' tangents; cotangents of a readout e and
+// its tangent e' are (c scale, scale).
 template <class T>
-void Engine<T>::messages_reverse(Team team, Pass& pass, int k, bool dual) const {
-  const Timer timer(team, dual ? Routine::kDualReverse : Routine::kReverse);
-  const Layer& layer = layers_[k];
-  typename Pass::State& state = pass.layers[k];
-  const std::int64_t atoms = pass.plan.atoms, size = atoms * layer.in.size;
-  T* shared = dual ? state.y_change : state.y_cotangent;
-  T* own = team.rank == 0 ? shared : pass.private_features[team.rank - 1];
-  std::fill_n(own, size, T(0));
-  MessageArrays<T> arrays;
-  arrays.x = rows_of(layer.in, state.y, atoms);
-  arrays.x_cotangent = rows_of(layer.in, own, atoms);
-  arrays.messages = rows_of(layer.convolution.messages(), state.messages_cotangent, atoms);
-  if (dual) {
-    arrays.x_tangent = rows_of(layer.in, state.y_tangent, atoms);
-    arrays.messages_tangent = rows_of(layer.convolution.messages(), state.messages_change, atoms);
-    layer.convolution.run(MessageSweep::kDualReverse, team, pass.edges, pass.plan.groups, state.tiles, arrays);
-  } else {
-    T* numbers = team.rank == 0 ? pass.harmonics_cotangent : pass.private_edges[team.rank - 1];
-    arrays.harmonics_cotangent = numbers;
-    arrays.length_cotangent = numbers + (pass.length_cotangent - pass.harmonics_cotangent);
-    layer.convolution.run(MessageSweep::kReverse, team, pass.edges, pass.plan.groups, state.tiles, arrays);
+void Engine<T>::read_out_dual(Team team, Pass& pass, const double* energy_cotangent, const Gradients& gradients) const {
+  const Timer timer(team, Routine::kReadout);
+  const std::int64_t atoms = pass.plan.atoms;
+  const int width = layers_.back().out.blocks[0].width();
+  const std::vector<const T*> values = pick(pass.values, readout_weights_);
+  const auto [first, last] = team.share(atoms);
+  for (std::int64_t n = first; n < last; ++n)
+    std::copy_n(pass.layers.back().x_tangent + n * width, width, pass.readout.inputs[0] + (2 * n + 1) * width);
+  team.wait();
+  readout_.hidden(team, pass.readout, values);
+  const Weight<T>& weight = readout_.weights.back();
+  const int depth = weight.rows.width(), stride = weight.columns.width();
+  const T factor = readout_.last_scale();
+  for (std::int64_t i = first; i < last; ++i) {
+    const std::int64_t n = pass.plan.place[i];
+    T* cotangent = pass.readout_cotangent + 2 * n * depth;
+    const T slope = T(pass.scales[pass.types[i]]) * factor;
+    const T value = energy_cotangent != nullptr ? T(energy_cotangent[i]) * slope : T(0);
+    for (int f = 0; f < depth; ++f) {
+      cotangent[f] = value * values.back()[f * stride];
+      cotangent[depth + f] = slope * values.back()[f * stride];
+    }
   }
   team.wait();
-  gather(team, shared, pass.private_features, size);
+  if (team.rank == 0) {
+    T* target = gradients.weights[readout_weights_.back()];
+    for (double* zeroed : {gradients.scales, gradients.shifts})
+      if (zeroed != nullptr) std::fill_n(zeroed, spec_.n_species, 0.0);
+    for (std::int64_t i = 0; i < atoms; ++i) {
+      const std::int64_t n = pass.plan.place[i], type = pass.types[i];
+      const T* row = pass.readout.inputs.back() + 2 * n * depth;
+      const double c = energy_cotangent != nullptr ? energy_cotangent[i] : 0.0;
+      const T slope = T(pass.scales[type]) * factor, value = T(c) * slope;
+      T tangent = 0;
+      for (int f = 0; f < weight.rows.count(); ++f) {
+        target[f * stride] += value * row[f] + slope * row[depth + f];
+        tangent += row[depth + f] * values.back()[f * stride];
+      }
+      if (gradients.scales != nullptr) gradients.scales[type] += c * pass.readout_energy[n] + double(tangent * factor);
+      if (gradients.shifts != nullptr) gradients.shifts[type] += c;
+    }
+  }
+  team.wait();
+  reverse_readout(team, pass, pick(gradients.weights, readout_weights_), gradients.x_change[0]);
+}
+
+// From the cotangents of the last hidden layer to those of the features.
+template <class T>
+void Engine<T>::reverse_readout(Team team, Pass& pass, const std::vector<T*>& gradients, T* x_cotangent) const {
+  const std::vector<const T*> values = pick(pass.values, readout_weights_);
+  const int width = layers_.back().out.blocks[0].width();
+  readout_.reverse_hidden(team, pass.readout, values, pass.readout_cotangent, gradients, nullptr);
+  // Of each pair of rows the first is wanted: the cotangent of the value.
+  if (readout_.last() > 0) {
+    const Weight<T>& weight = readout_.weights[0];
+    const int hidden = weight.columns.width();
+    multiply<T>(team, pass.plan.atoms, width, hidden, {pass.readout_cotangent, 2 * hidden},
+                Matrix<T>{values[0], hidden}.transposed(), x_cotangent, width, false, readout_.scale(0, weight));
+  } else {
+    const auto [first, last] = team.share(pass.plan.atoms);
+    for (std::int64_t n = first; n < last; ++n)
+      std::copy_n(pass.readout_cotangent + 2 * n * width, width, x_cotangent + n * width);
+  }
   team.wait();
 }
 
 // ---- Sweeps
+
+template <class T>
+void Engine<T>::sweep_forward(Team team, Pass& pass, const double* vectors, double* energies) const {
+  const Plan& plan = pass.plan;
+  {
+    const Timer timer(team, Routine::kGeometry);
+    harmonics_of_edges<T>(team, plan, vectors, spec_.l_max, pass.geometry, pass.harmonics);
+    pass.basis.evaluate(team, plan, Channels<T>::padded(spec_.n_roots), pass.basis_rows);
+  }
+  const T* embedding = pass.values[embedding_];
+  const int n_attributes = attributes_.blocks[0].width();
+  if (team.rank == 0)
+    for (std::size_t s = 0; s < plan.species.size(); ++s)
+      std::copy_n(embedding + plan.species[s].type * n_attributes, n_attributes, pass.attributes + s * n_attributes);
+  const auto [first, last] = team.share(plan.atoms);
+  for (std::int64_t n = first; n < last; ++n)
+    std::copy_n(embedding + pass.type_at[n] * n_attributes, n_attributes, pass.layers[0].x + n * n_attributes);
+  team.wait();
+  for (int k = 0; k < int(layers_.size()); ++k) {
+    const Layer& layer = layers_[k];
+    const typename Pass::State& state = pass.layers[k];
+    radial_forward(team, pass, k);
+    linear(team, pass, layer, state.x, state.y, false);
+    make_species_matrices(team, pass, k);
+    team.wait();
+    messages_forward(team, pass, k);
+    team.wait();
+    mix(team, pass, layer, state.messages, state.z, false);
+    team.wait();
+    self_connect(team, pass, layer, k, state.x, state.z, false);
+    team.wait();
+    gate(team, pass, k);
+    team.wait();
+  }
+  read_out(team, pass, energies);
+}
+
+template <class T>
+void Engine<T>::sweep_reverse(Team team, Pass& pass) const {
+  std::fill_n(team.rank == 0 ? pass.harmonics_cotangent : pass.private_edges[team.rank - 1], pass.edge_numbers, T(0));
+  reverse_readout(team, pass, {}, pass.layers.back().x_cotangent);
+  for (int k = int(layers_.size()) - 1; k >= 0; --k) {
+    const Layer& layer = layers_[k];
+    const typename Pass::State& state = pass.layers[k];
+    gate_reverse(team, pass, k);
+    team.wait();
+    mix(team, pass, layer, state.z_cotangent, state.messages_cotangent, true);
+    team.wait();
+    messages_reverse(team, pass, k);
+    if (k == 0) break;  // the first features do not depend on where the atoms are
+    linear(team, pass, layer, state.y_cotangent, state.x_cotangent, true);
+    team.wait();
+    self_connect(team, pass, layer, k, state.z_cotangent, state.x_cotangent, true);
+    team.wait();
+  }
+  gather(team, pass.harmonics_cotangent, pass.private_edges, pass.edge_numbers);
+  team.wait();
+}
+
+// From the cotangents of harmonics and lengths to those of the edge vectors, and what repulsion adds to energies and these.
+template <class T>
+void Engine<T>::differentiate_edges(Team team, Pass& pass, double* energies, double* gradient) const {
+  const Plan& plan = pass.plan;
+  const std::int64_t stride = pass.geometry.stride;
+  const bool repulsive = !spec_.repulsion.charge_product.empty();
+  const auto [first, last] = team.share(plan.atoms);
+  for (std::int64_t i = first; i < last; ++i)
+    for (std::int64_t e = plan.row[i]; e < plan.row[i + 1]; ++e) {
+      double slope = 0;
+      if (repulsive) {
+        const int pair = int(pass.types[i] * spec_.n_species + pass.types[plan.sender[e]]);
+        const auto [energy, derivative] = spec_.repulsion.evaluate(pair, plan.length[e], spec_.cutoffs[pair]);
+        energies[i] += energy;
+        slope = derivative;
+      }
+      if (gradient == nullptr) continue;
+      slope += double(pass.length_cotangent[e]);
+      for (int c = 0; c < 3; ++c) {
+        double sum = slope * pass.geometry.direction[c * stride + e];
+        for (int m = 1; m < n_harmonics(); ++m)
+          sum += double(pass.harmonics_cotangent[m * stride + e]) * pass.geometry.slopes[(3 * m + c) * stride + e];
+        gradient[3 * plan.original[e] + c] = sum;
+      }
+    }
+}
+
+// The direction, [E, 3] or nullptr for none, as changes of harmonics and lengths.
+template <class T>
+void Engine<T>::set_direction(Team team, Pass& pass, const double* direction) const {
+  const std::int64_t stride = pass.geometry.stride;
+  const auto [first, last] = team.share(pass.plan.edges);
+  for (std::int64_t e = first; e < last; ++e) {
+    double v[3] = {0, 0, 0}, along = 0;
+    for (int c = 0; c < 3; ++c) {
+      if (direction != nullptr) v[c] = direction[3 * pass.plan.original[e] + c];
+      along += v[c] * pass.geometry.direction[c * stride + e];
+    }
+    pass.length_tangent[e] = T(along);
+    for (int m = 0; m < n_harmonics(); ++m) {
+      double sum = 0;
+      for (int c = 0; c < 3; ++c) sum += v[c] * pass.geometry.slopes[(3 * m + c) * stride + e];
+      pass.harmonics_tangent[m * stride + e] = T(sum);
+    }
+  }
+}
+
+template <class T>
+void Engine<T>::sweep_tangent(Team team, Pass& pass) const {
+  const std::int64_t size = pass.plan.atoms * layers_[0].in.size;
+  clear(team, pass.layers[0].x_tangent, size);
+  clear(team, pass.layers[0].y_tangent, size);
+  for (int k = 0; k < int(layers_.size()); ++k) {
+    const Layer& layer = layers_[k];
+    const typename Pass::State& state = pass.layers[k];
+    if (k > 0) linear(team, pass, layer, state.x_tangent, state.y_tangent, false);
+    team.wait();
+    messages_tangent(team, pass, k);
+    team.wait();
+    mix(team, pass, layer, state.messages_tangent, state.z_tangent, false);
+    team.wait();
+    self_connect(team, pass, layer, k, state.x_tangent, state.z_tangent, false);
+    team.wait();
+    gate_tangent(team, pass, k);
+    team.wait();
+  }
+}
+
+template <class T>
+void Engine<T>::sweep_dual(Team team, Pass& pass, const Gradients& gradients) const {
+  T *change = gradients.x_change[0], *below = gradients.x_change[1];
+  for (int k = int(layers_.size()) - 1; k >= 0; --k) {
+    const Layer& layer = layers_[k];
+    const typename Pass::State& state = pass.layers[k];
+    gate_dual(team, pass, k, change);
+    team.wait();
+    mix(team, pass, layer, state.z_change, state.messages_change, true);
+    mix_gradient(team, pass, k, gradients.weights);
+    team.wait();
+    messages_dual(team, pass, k, gradients.weights);
+    linear(team, pass, layer, state.y_change, below, true);
+    linear_gradient(team, pass, k, gradients.weights);
+    team.wait();
+    self_connect(team, pass, layer, k, state.z_change, below, true);
+    self_connection_gradient(team, pass, k, gradients.weights);
+    radial_backward(team, pass, k, gradients.weights, gradients.roots);
+    team.wait();
+    std::swap(change, below);
+  }
+  const int n_attributes = attributes_.blocks[0].width();
+  const auto [first, last] = team.share(n_attributes);
+  for (std::int64_t n = 0; n < pass.plan.atoms; ++n)
+    for (std::int64_t v = first; v < last; ++v)
+      gradients.weights[embedding_][pass.type_at[n] * n_attributes + v] += change[n * n_attributes + v];
+}
+
+// ---- Passes
 
 template <class T>
 std::unique_ptr<typename Engine<T>::Pass> Engine<T>::forward(int threads, const GraphArrays& graph,
@@ -614,18 +939,48 @@ std::unique_ptr<typename Engine<T>::Pass> Engine<T>::forward(int threads, const 
                                                              double* energies, double* gradient,
                                                              bool differentiate) const {
   if (parameters.size() != sizes_.size()) throw std::invalid_argument("wrong number of parameters");
-  auto owner = [&] {
+  auto pass = [&] {
     const Timer timer(Team{}, Routine::kPlan);
     return std::make_unique<Pass>(graph, spec_);
   }();
-  Pass& pass = *owner;
-  const Plan& plan = pass.plan;
-  const std::int64_t atoms = plan.atoms;
-  const int n_layers = int(layers_.size());
+  prepare(*pass, threads, parameters);
+  with_team(threads, [&](Team team) {
+    sweep_forward(team, *pass, graph.vectors, energies);
+    if (differentiate) sweep_reverse(team, *pass);
+    differentiate_edges(team, *pass, energies, differentiate ? gradient : nullptr);
+  });
+  pass->reversed = differentiate;
+  return pass;
+}
+
+template <class T>
+void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent, const double* gradient_cotangent,
+                         const std::vector<void*>& gradients) const {
+  if (!pass.reversed) throw std::invalid_argument("the forward sweep was run without its derivative");
+  threads = std::min(threads, 1 + int(pass.private_features.size()));
+  const auto arena = arenas_->lease();
+  const Gradients targets = prepare_gradients(pass, threads, gradients, *arena);
+  with_team(threads, [&](Team team) {
+    set_direction(team, pass, gradient_cotangent);
+    sweep_tangent(team, pass);
+    read_out_dual(team, pass, energy_cotangent, targets);
+    sweep_dual(team, pass, targets);
+    team.wait();
+    const auto [first, last] = team.share(std::int64_t(weights_.size()));
+    for (std::int64_t w = first; w < last; ++w)
+      if (weights_[w].copied())
+        weights_[w].extract(targets.weights[w], static_cast<T*>(gradients[weights_[w].parameter]));
+  });
+}
+
+// Memory and constants of a pass.
+template <class T>
+void Engine<T>::prepare(Pass& pass, int threads, const std::vector<const void*>& parameters) const {
   pass.arena = arenas_->lease();
   Arena& arena = *pass.arena;
+  const Plan& plan = pass.plan;
+  const std::int64_t atoms = plan.atoms, stride = edge_stride(plan.edges);
 
-  // Memory.
   for (const Weight<T>& weight : weights_)
     pass.values.push_back(weight.values(static_cast<const T*>(parameters[weight.parameter]), arena));
   pass.scales = static_cast<const double*>(parameters[scales_]);
@@ -633,22 +988,21 @@ std::unique_ptr<typename Engine<T>::Pass> Engine<T>::forward(int threads, const 
   pass.basis = spec_.basis;
   const double* roots = static_cast<const double*>(parameters[roots_]);
   pass.basis.roots.assign(roots, roots + spec_.n_roots);
-  const int n_harmonics = (spec_.l_max + 1) * (spec_.l_max + 1);
-  pass.geometry.stride = edge_stride(plan.edges);
-  pass.geometry.direction = arena.take<double>(3 * pass.geometry.stride);
-  pass.geometry.slopes = arena.take<double>(3 * n_harmonics * pass.geometry.stride);
-  pass.harmonics = arena.take<T>(n_harmonics * pass.geometry.stride);
-  pass.edge_numbers = (n_harmonics + 1) * pass.geometry.stride;
+
+  pass.geometry.stride = stride;
+  pass.geometry.direction = arena.take<double>(3 * stride);
+  pass.geometry.slopes = arena.take<double>(3 * n_harmonics() * stride);
+  pass.harmonics = arena.take<T>(n_harmonics() * stride);
+  pass.edge_numbers = (n_harmonics() + 1) * stride;
   pass.harmonics_cotangent = arena.take<T>(pass.edge_numbers);
-  pass.length_cotangent = pass.harmonics_cotangent + n_harmonics * pass.geometry.stride;
-  const int basis_width = Channels<T>::padded(spec_.n_roots);
-  pass.basis_rows = arena.take<T>(2 * plan.pairs * basis_width);
+  pass.length_cotangent = pass.harmonics_cotangent + n_harmonics() * stride;
+  pass.basis_rows = arena.take<T>(2 * plan.pairs * Channels<T>::padded(spec_.n_roots));
   pass.edges.row = plan.row.data();
   pass.edges.place = plan.place.data();
   pass.edges.sender = plan.sender_place.data();
   pass.edges.weights = plan.pair.data();
   pass.edges.opens = plan.opens.data();
-  pass.edges.stride = pass.geometry.stride;
+  pass.edges.stride = stride;
   pass.edges.harmonics = pass.harmonics;
 
   std::int64_t scratch = readout_.scratch_size(atoms), widest = 0;
@@ -661,374 +1015,113 @@ std::unique_ptr<typename Engine<T>::Pass> Engine<T>::forward(int threads, const 
     pass.private_features.push_back(arena.take<T>(atoms * widest));
     pass.private_edges.push_back(arena.take<T>(pass.edge_numbers));
   }
-  const Block<T>& attribute_block = attributes_.blocks[0];
-  pass.attributes = arena.take<T>(plan.species.size() * attribute_block.width());
-  pass.layers.resize(n_layers + 1);
-  for (int k = 0; k <= n_layers; ++k) {
-    typename Pass::State& state = pass.layers[k];
-    const Features<T>& in = k < n_layers ? layers_[k].in : layers_[k - 1].out;
-    state.x = arena.take<T>(atoms * in.size);
-    state.x_cotangent = arena.take<T>(atoms * in.size);
-    if (k == n_layers) break;
-    const Layer& layer = layers_[k];
-    const std::int64_t messages = atoms * layer.convolution.messages().size, z = atoms * layer.gate_in.size;
-    const std::int64_t scalars = atoms * layer.gate_in.blocks[layer.scalars].size();
-    state.y = arena.take<T>(atoms * in.size);
-    state.y_cotangent = arena.take<T>(atoms * in.size);
-    state.messages = arena.take<T>(messages);
-    state.messages_cotangent = arena.take<T>(messages);
-    state.z = arena.take<T>(z);
-    state.z_cotangent = arena.take<T>(z);
-    state.activation = arena.take<T>(scalars);
-    state.slope = arena.take<T>(scalars);
-    state.curvature = arena.take<T>(scalars);
-    for (std::size_t b = 0; b < layer.gate.size(); ++b)
-      if (layer.gate[b].kind == GateOutput::kTanh) {
-        state.odd_slope = arena.take<T>(atoms * layer.out.blocks[b].size());
-        state.odd_curvature = arena.take<T>(atoms * layer.out.blocks[b].size());
-      }
-    state.radial = layer.radial.state(plan.pairs, arena, pass.basis_rows, pass.scratch);
-    state.tiles = layer.convolution.tiles();
-    std::int64_t total = 0;
-    for (const WeightTile<T>& tile : state.tiles) total += 2 * plan.pairs * tile.vectors * kLanes<T>;
-    state.w = arena.take<T>(total);
-    T* w = state.w;
-    for (WeightTile<T>& tile : state.tiles) {
-      tile.w = w;
-      tile.derivative = tile.vectors * kLanes<T>;
-      tile.stride = 2 * tile.derivative;
-      w += plan.pairs * tile.stride;
-    }
-    for (const BlockWeight& entry : layer.self_connection)
-      state.species_matrices.push_back(arena.take<T>(plan.species.size() * layer.in.blocks[entry.from].width() *
-                                                     layer.gate_in.blocks[entry.to].width()));
+  pass.attributes = arena.take<T>(plan.species.size() * attributes_.blocks[0].width());
+  for (const Layer& layer : layers_) {
+    pass.layers.emplace_back();
+    prepare_layer(pass, layer, pass.layers.back());
   }
-  const int last_width = layers_.back().out.blocks[0].width();
-  pass.readout = readout_.state(atoms, arena, arena.take<T>(2 * atoms * last_width), pass.scratch);
+  const Features<T>& last = layers_.back().out;
+  pass.layers.emplace_back();
+  pass.layers.back().x = arena.take<T>(atoms * last.size);
+  pass.layers.back().x_cotangent = arena.take<T>(atoms * last.size);
+  pass.readout = readout_.state(atoms, arena, arena.take<T>(2 * atoms * last.size), pass.scratch);
   pass.readout_cotangent = arena.take<T>(2 * atoms * readout_.widest());
   pass.readout_energy.assign(atoms, 0.0);
-
-  with_team(threads, [&](Team team) {
-    // Geometry and the first features.
-    {
-      const Timer timer(team, Routine::kGeometry);
-      harmonics_of_edges<T>(team, plan, graph.vectors, spec_.l_max, pass.geometry, pass.harmonics);
-      pass.basis.evaluate(team, plan, basis_width, pass.basis_rows);
-    }
-    const T* embedding = pass.values[embedding_];
-    const int n_attributes = attribute_block.width();
-    if (team.rank == 0)
-      for (std::size_t s = 0; s < plan.species.size(); ++s)
-        std::copy_n(embedding + plan.species[s].type * n_attributes, n_attributes, pass.attributes + s * n_attributes);
-    const auto [first, last] = team.share(atoms);
-    for (std::int64_t n = first; n < last; ++n)
-      std::copy_n(embedding + pass.type_at[n] * n_attributes, n_attributes, pass.layers[0].x + n * n_attributes);
-    team.wait();
-
-    for (int k = 0; k < n_layers; ++k) {
-      const Layer& layer = layers_[k];
-      typename Pass::State& state = pass.layers[k];
-      radial_forward(team, pass, k);
-      linear(team, pass, layer, state.x, state.y, false);
-      make_species_matrices(team, pass, k);
-      team.wait();
-      messages_forward(team, pass, k, false);
-      team.wait();
-      mix(team, pass, layer, state.messages, state.z, false);
-      team.wait();
-      self_connect(team, pass, layer, k, state.x, state.z, false);
-      team.wait();
-      gate(team, pass, k);
-      team.wait();
-    }
-
-    // Readout. The second row of each pair, the tangent, is not known yet.
-    std::vector<const T*> values;
-    for (int index : readout_weights_) values.push_back(pass.values[index]);
-    const T* scalars = pass.layers[n_layers].x;
-    for (std::int64_t n = first; n < last; ++n) {
-      std::copy_n(scalars + n * last_width, last_width, pass.readout.inputs[0] + 2 * n * last_width);
-      std::fill_n(pass.readout.inputs[0] + (2 * n + 1) * last_width, last_width, T(0));
-    }
-    team.wait();
-    readout_.hidden(team, pass.readout, values);
-    const Weight<T>& weight = readout_.weights.back();
-    const int depth = weight.rows.width(), n_columns = weight.columns.width();
-    const T factor = readout_.last_scale();
-    for (std::int64_t n = first; n < last; ++n) {
-      T sum = 0;
-      for (int f = 0; f < depth; ++f) sum += pass.readout.inputs.back()[2 * n * depth + f] * values.back()[f * n_columns];
-      pass.readout_energy[n] = double(sum * factor);
-      const T cotangent = T(pass.scales[pass.type_at[n]]) * factor;
-      for (int f = 0; f < depth; ++f) {
-        pass.readout_cotangent[2 * n * depth + f] = cotangent * values.back()[f * n_columns];
-        pass.readout_cotangent[(2 * n + 1) * depth + f] = T(0);
-      }
-    }
-    team.wait();
-    for (std::int64_t i = first; i < last; ++i) {
-      const int type = int(pass.types[i]);
-      energies[i] = pass.shifts[type] + pass.scales[type] * pass.readout_energy[plan.place[i]];
-    }
-    if (!differentiate) {
-      if (!spec_.repulsion.charge_product.empty())
-        for (std::int64_t i = first; i < last; ++i)
-          for (std::int64_t e = plan.row[i]; e < plan.row[i + 1]; ++e) {
-            const int pair = int(pass.types[i] * spec_.n_species + pass.types[plan.sender[e]]);
-            energies[i] += spec_.repulsion.evaluate(pair, plan.length[e], spec_.cutoffs[pair]).first;
-          }
-      return;
-    }
-
-    // The force pass.
-    readout_.reverse_hidden(team, pass.readout, values, pass.readout_cotangent, {}, nullptr);
-    if (readout_.last() > 0) {
-      const Weight<T>& below = readout_.weights[0];
-      multiply<T>(team, atoms, last_width, below.columns.width(),
-                  {pass.readout_cotangent, 2 * below.columns.width()},
-                  Matrix<T>{values[0], below.columns.width()}.transposed(), pass.layers[n_layers].x_cotangent, last_width,
-                  false, readout_.scale(0, below));
-    } else {
-      for (std::int64_t n = first; n < last; ++n)
-        std::copy_n(pass.readout_cotangent + 2 * n * depth, depth, pass.layers[n_layers].x_cotangent + n * depth);
-    }
-    std::fill_n(team.rank == 0 ? pass.harmonics_cotangent : pass.private_edges[team.rank - 1], pass.edge_numbers, T(0));
-    team.wait();
-    for (int k = n_layers - 1; k >= 0; --k) {
-      const Layer& layer = layers_[k];
-      typename Pass::State& state = pass.layers[k];
-      gate_reverse(team, pass, k);
-      team.wait();
-      mix(team, pass, layer, state.z_cotangent, state.messages_cotangent, true);
-      team.wait();
-      messages_reverse(team, pass, k, false);
-      if (k == 0) break;
-      linear(team, pass, layer, state.y_cotangent, state.x_cotangent, true);
-      team.wait();
-      self_connect(team, pass, layer, k, state.z_cotangent, state.x_cotangent, true);
-      team.wait();
-    }
-    gather(team, pass.harmonics_cotangent, pass.private_edges, pass.edge_numbers);
-    team.wait();
-    const std::int64_t stride = pass.geometry.stride;
-    for (std::int64_t i = first; i < last; ++i)
-      for (std::int64_t e = plan.row[i]; e < plan.row[i + 1]; ++e) {
-        double radial = pass.length_cotangent[e];
-        if (!spec_.repulsion.charge_product.empty()) {
-          const int pair = int(pass.types[i] * spec_.n_species + pass.types[plan.sender[e]]);
-          const auto [energy, slope] = spec_.repulsion.evaluate(pair, plan.length[e], spec_.cutoffs[pair]);
-          energies[i] += energy;
-          radial += slope;
-        }
-        for (int c = 0; c < 3; ++c) {
-          double sum = radial * pass.geometry.direction[c * stride + e];
-          for (int m = 1; m < n_harmonics; ++m)
-            sum += double(pass.harmonics_cotangent[m * stride + e]) * pass.geometry.slopes[(3 * m + c) * stride + e];
-          gradient[3 * plan.original[e] + c] = sum;
-        }
-      }
-  });
-  pass.reversed = differentiate;
-  return owner;
 }
 
 template <class T>
-void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent, const double* gradient_cotangent,
-                         const std::vector<void*>& gradients) const {
-  if (!pass.reversed) throw std::invalid_argument("the forward sweep was run without its derivative");
-  if (threads > 1 + int(pass.private_features.size())) threads = 1 + int(pass.private_features.size());
+void Engine<T>::prepare_layer(Pass& pass, const Layer& layer, typename Pass::State& state) const {
+  Arena& arena = *pass.arena;
+  const std::int64_t atoms = pass.plan.atoms, pairs = pass.plan.pairs;
+  const std::int64_t scalars = atoms * layer.gate_in.blocks[layer.scalars].size();
+  for (T** features : {&state.x, &state.x_cotangent, &state.y, &state.y_cotangent})
+    *features = arena.take<T>(atoms * layer.in.size);
+  for (T** messages : {&state.messages, &state.messages_cotangent})
+    *messages = arena.take<T>(atoms * layer.convolution.messages().size);
+  for (T** z : {&state.z, &state.z_cotangent}) *z = arena.take<T>(atoms * layer.gate_in.size);
+  for (T** activation : {&state.activation, &state.slope, &state.curvature}) *activation = arena.take<T>(scalars);
+  for (std::size_t b = 0; b < layer.gate.size(); ++b)
+    if (layer.gate[b].kind == GateOutput::kTanh) {
+      state.odd_slope = arena.take<T>(atoms * layer.out.blocks[b].size());
+      state.odd_curvature = arena.take<T>(atoms * layer.out.blocks[b].size());
+    }
+  state.radial = layer.radial.state(pairs, arena, pass.basis_rows, pass.scratch);
+  state.tiles = layer.convolution.tiles();
+  for (WeightTile<T>& tile : state.tiles) {
+    tile.derivative = tile.vectors * kLanes<T>;
+    tile.stride = 2 * tile.derivative;
+    tile.w = arena.take<T>(pairs * tile.stride);
+  }
+  for (const BlockWeight& entry : layer.self_connection)
+    state.species_matrices.push_back(arena.take<T>(species_matrices_size(pass, layer, entry)));
+}
+
+// Memory of the way back.
+template <class T>
+typename Engine<T>::Gradients Engine<T>::prepare_gradients(Pass& pass, int threads, const std::vector<void*>& gradients,
+                                                           Arena& arena) const {
   const Plan& plan = pass.plan;
   const std::int64_t atoms = plan.atoms, stride = pass.geometry.stride;
-  const int n_layers = int(layers_.size()), n_harmonics = (spec_.l_max + 1) * (spec_.l_max + 1);
-  const auto lease = arenas_->lease();
-  Arena& arena = *lease;
+  Gradients targets;
+  for (const Weight<T>& weight : weights_) {
+    T* target = weight.copied() ? arena.take<T>(weight.size()) : static_cast<T*>(gradients[weight.parameter]);
+    // These are written in parts or added to; all others are overwritten, unless there is nothing to do.
+    if (weight.copied() || atoms == 0 || weight.parameter == weights_[embedding_].parameter)
+      std::fill_n(target, weight.size(), T(0));
+    targets.weights.push_back(target);
+  }
+  targets.scales = static_cast<double*>(gradients[scales_]);
+  targets.shifts = static_cast<double*>(gradients[shifts_]);
+  targets.roots = static_cast<double*>(gradients[roots_]);
+  if (targets.roots != nullptr) std::fill_n(targets.roots, spec_.n_roots, 0.0);
 
-  // Where the gradient of each weight goes: to the caller, or to a padded copy first.
-  std::vector<T*> targets;
-  for (const Weight<T>& weight : weights_)
-    targets.push_back(weight.copied() ? arena.take<T>(weight.size()) : static_cast<T*>(gradients[weight.parameter]));
-  T* harmonics_tangent = arena.take<T>(n_harmonics * stride);
-  T* length_tangent = arena.take<T>(stride);
-  std::int64_t widest_z = 0, widest_messages = 0, widest_w = 0, widest_x = 0, widest_hidden = 0;
-  for (int k = 0; k < n_layers; ++k) {
+  pass.harmonics_tangent = arena.take<T>(n_harmonics() * stride);
+  pass.length_tangent = arena.take<T>(stride);
+  pass.edges.harmonics_tangent = pass.harmonics_tangent;
+  pass.edges.length_tangent = pass.length_tangent;
+
+  std::int64_t x = 0, messages = 0, z = 0, weights = 0, hidden = 0, pairs = 0;
+  for (const Layer& layer : layers_) {
+    x = std::max({x, layer.in.size, layer.out.size});
+    messages = std::max(messages, layer.convolution.messages().size);
+    z = std::max(z, layer.gate_in.size);
+    weights = std::max(weights, layer.radial.weights.back().size());
+    hidden = std::max<std::int64_t>(hidden, layer.radial.widest());
+  }
+  for (const Group& group : plan.groups) pairs = std::max(pairs, group.last_pair - group.first_pair);
+  // Changes of cotangents are needed in one layer at a time.
+  for (T*& change : targets.x_change) change = arena.take<T>(atoms * x);
+  T* y_change = arena.take<T>(atoms * x);
+  T* messages_change = arena.take<T>(atoms * messages);
+  T* z_change = arena.take<T>(atoms * z);
+  pass.hidden_change = arena.take<T>(2 * plan.pairs * hidden);
+  pass.basis_change =
+      targets.roots != nullptr ? arena.take<T>(2 * plan.pairs * Channels<T>::padded(spec_.n_roots)) : nullptr;
+  pass.w_change.clear();
+  pass.private_gradients.clear();
+  pass.private_hidden.clear();
+  for (int r = 0; r < threads; ++r) {
+    pass.w_change.push_back(arena.take<T>(2 * pairs * kTile<T> * (kMaxL + 1)));
+    if (r == 0) continue;
+    pass.private_gradients.push_back(arena.take<T>(weights));
+    pass.private_hidden.push_back(arena.take<T>(2 * plan.pairs * hidden));
+  }
+  for (std::size_t k = 0; k < layers_.size(); ++k) {
     const Layer& layer = layers_[k];
     typename Pass::State& state = pass.layers[k];
     state.x_tangent = arena.take<T>(atoms * layer.in.size);
     state.y_tangent = arena.take<T>(atoms * layer.in.size);
     state.messages_tangent = arena.take<T>(atoms * layer.convolution.messages().size);
     state.z_tangent = arena.take<T>(atoms * layer.gate_in.size);
-    widest_x = std::max({widest_x, layer.in.size, layer.out.size});
-    widest_z = std::max(widest_z, layer.gate_in.size);
-    widest_messages = std::max(widest_messages, layer.convolution.messages().size);
-    std::int64_t weights = 0;
-    for (const WeightTile<T>& tile : state.tiles) weights += tile.stride;
-    widest_w = std::max(widest_w, weights);
-    widest_hidden = std::max<std::int64_t>(widest_hidden, layer.radial.widest());
-  }
-  const int last_width = layers_.back().out.blocks[0].width();
-  pass.layers[n_layers].x_tangent = arena.take<T>(atoms * last_width);
-  // Changes of cotangents are needed in one layer at a time.
-  T* x_change[2] = {arena.take<T>(atoms * widest_x), arena.take<T>(atoms * widest_x)};
-  T* y_change = arena.take<T>(atoms * widest_x);
-  T* z_change = arena.take<T>(atoms * widest_z);
-  T* messages_change = arena.take<T>(atoms * widest_messages);
-  T* w_change = arena.take<T>(plan.pairs * widest_w);
-  pass.hidden_change = arena.take<T>(2 * plan.pairs * widest_hidden);
-  const int basis_width = Channels<T>::padded(spec_.n_roots);
-  double* roots_gradient = static_cast<double*>(gradients[roots_]);
-  pass.basis_change = roots_gradient != nullptr ? arena.take<T>(2 * plan.pairs * basis_width) : nullptr;
-  for (int k = 0; k < n_layers; ++k) {
-    typename Pass::State& state = pass.layers[k];
     state.y_change = y_change;
-    state.z_change = z_change;
     state.messages_change = messages_change;
-    T* w = w_change;
-    for (WeightTile<T>& tile : state.tiles) {
-      tile.cotangent = w;
-      w += plan.pairs * tile.stride;
-    }
+    state.z_change = z_change;
     state.species_changes.clear();
-    for (const BlockWeight& entry : layers_[k].self_connection)
-      state.species_changes.push_back(arena.take<T>(plan.species.size() * layers_[k].in.blocks[entry.from].width() *
-                                                    layers_[k].gate_in.blocks[entry.to].width()));
+    for (const BlockWeight& entry : layer.self_connection)
+      state.species_changes.push_back(arena.take<T>(species_matrices_size(pass, layer, entry)));
   }
-  if (roots_gradient != nullptr) std::fill_n(roots_gradient, spec_.n_roots, 0.0);
-  std::vector<double> readout_tangent(atoms, 0.0);
-
-  with_team(threads, [&](Team team) {
-    const auto [first, last] = team.share(atoms);
-    // The direction, as changes of harmonics and lengths.
-    const auto [first_edge, last_edge] = team.share(plan.edges);
-    for (std::int64_t e = first_edge; e < last_edge; ++e) {
-      double v[3] = {0, 0, 0}, along = 0;
-      for (int c = 0; c < 3; ++c) {
-        if (gradient_cotangent != nullptr) v[c] = gradient_cotangent[3 * plan.original[e] + c];
-        along += v[c] * pass.geometry.direction[c * stride + e];
-      }
-      length_tangent[e] = T(along);
-      for (int m = 0; m < n_harmonics; ++m) {
-        double sum = 0;
-        for (int c = 0; c < 3; ++c) sum += v[c] * pass.geometry.slopes[(3 * m + c) * stride + e];
-        harmonics_tangent[m * stride + e] = T(sum);
-      }
-    }
-    if (team.rank == 0) {
-      pass.edges.harmonics_tangent = harmonics_tangent;
-      pass.edges.length_tangent = length_tangent;
-      for (std::size_t w = 0; w < weights_.size(); ++w)
-        if (weights_[w].copied() || int(w) == embedding_) std::fill_n(targets[w], weights_[w].size(), T(0));
-    }
-    clear(team, pass.layers[0].x_tangent, atoms * layers_[0].in.size);
-    clear(team, pass.layers[0].y_tangent, atoms * layers_[0].in.size);
-    team.wait();
-
-    // Tangent sweep.
-    for (int k = 0; k < n_layers; ++k) {
-      const Layer& layer = layers_[k];
-      typename Pass::State& state = pass.layers[k];
-      if (k > 0) linear(team, pass, layer, state.x_tangent, state.y_tangent, false);
-      team.wait();
-      messages_forward(team, pass, k, true);
-      team.wait();
-      mix(team, pass, layer, state.messages_tangent, state.z_tangent, false);
-      team.wait();
-      self_connect(team, pass, layer, k, state.x_tangent, state.z_tangent, false);
-      team.wait();
-      gate_tangent(team, pass, k);
-      team.wait();
-    }
-
-    // Readout on (value, tangent); cotangents (c_i scale, scale) of its result.
-    std::vector<const T*> values;
-    std::vector<T*> value_gradients;
-    for (int index : readout_weights_) {
-      values.push_back(pass.values[index]);
-      value_gradients.push_back(targets[index]);
-    }
-    for (std::int64_t n = first; n < last; ++n)
-      std::copy_n(pass.layers[n_layers].x_tangent + n * last_width, last_width,
-                  pass.readout.inputs[0] + (2 * n + 1) * last_width);
-    team.wait();
-    readout_.hidden(team, pass.readout, values);
-    const Weight<T>& weight = readout_.weights.back();
-    const int depth = weight.rows.width(), n_columns = weight.columns.width();
-    const T factor = readout_.last_scale();
-    const T* readout_input = pass.readout.inputs.back();
-    for (std::int64_t i = first; i < last; ++i) {
-      const std::int64_t n = plan.place[i];
-      const T cotangent_tangent = T(pass.scales[pass.types[i]]) * factor;
-      const T cotangent = T(energy_cotangent != nullptr ? energy_cotangent[i] : 0.0) * cotangent_tangent;
-      T sum = 0;
-      for (int f = 0; f < depth; ++f) {
-        sum += readout_input[(2 * n + 1) * depth + f] * values.back()[f * n_columns];
-        pass.readout_cotangent[2 * n * depth + f] = cotangent * values.back()[f * n_columns];
-        pass.readout_cotangent[(2 * n + 1) * depth + f] = cotangent_tangent * values.back()[f * n_columns];
-      }
-      readout_tangent[n] = double(sum * factor);
-    }
-    team.wait();
-    if (team.rank == 0) {
-      T* last_gradient = value_gradients.back();
-      double* scales = static_cast<double*>(gradients[scales_]);
-      double* shifts = static_cast<double*>(gradients[shifts_]);
-      if (scales != nullptr) std::fill_n(scales, spec_.n_species, 0.0);
-      if (shifts != nullptr) std::fill_n(shifts, spec_.n_species, 0.0);
-      for (std::int64_t i = 0; i < atoms; ++i) {
-        const std::int64_t n = plan.place[i], type = pass.types[i];
-        const double c = energy_cotangent != nullptr ? energy_cotangent[i] : 0.0;
-        const T value_weight = T(c) * T(pass.scales[type]) * factor, tangent_weight = T(pass.scales[type]) * factor;
-        for (int f = 0; f < weight.rows.count(); ++f)
-          last_gradient[f * n_columns] += value_weight * readout_input[2 * n * depth + f] +
-                                          tangent_weight * readout_input[(2 * n + 1) * depth + f];
-        if (scales != nullptr) scales[type] += c * pass.readout_energy[n] + readout_tangent[n];
-        if (shifts != nullptr) shifts[type] += c;
-      }
-    }
-    team.wait();
-    readout_.reverse_hidden(team, pass.readout, values, pass.readout_cotangent, value_gradients, nullptr);
-    T* change = x_change[0];
-    if (readout_.last() > 0) {
-      const Weight<T>& below = readout_.weights[0];
-      multiply<T>(team, atoms, last_width, below.columns.width(), {pass.readout_cotangent, 2 * below.columns.width()},
-                  Matrix<T>{values[0], below.columns.width()}.transposed(), change, last_width, false,
-                  readout_.scale(0, below));
-    } else {
-      for (std::int64_t n = first; n < last; ++n)
-        std::copy_n(pass.readout_cotangent + 2 * n * depth, depth, change + n * depth);
-    }
-    team.wait();
-
-    // Dual sweep.
-    for (int k = n_layers - 1; k >= 0; --k) {
-      const Layer& layer = layers_[k];
-      typename Pass::State& state = pass.layers[k];
-      T* below = change == x_change[0] ? x_change[1] : x_change[0];
-      gate_dual(team, pass, k, change);
-      team.wait();
-      mix(team, pass, layer, state.z_change, state.messages_change, true);
-      mix_gradient(team, pass, k, targets);
-      team.wait();
-      messages_reverse(team, pass, k, true);
-
-      linear(team, pass, layer, state.y_change, below, true);
-      linear_gradient(team, pass, k, targets);
-      team.wait();
-      self_connect(team, pass, layer, k, state.z_change, below, true);
-      self_connection_gradient(team, pass, k, targets);
-      radial_backward(team, pass, k, targets, roots_gradient);
-      change = below;
-      team.wait();
-    }
-    const int n_attributes = attributes_.blocks[0].width();
-    const auto [first_channel, last_channel] = team.share(n_attributes);
-    for (std::int64_t n = 0; n < atoms; ++n)
-      for (std::int64_t v = first_channel; v < last_channel; ++v)
-        targets[embedding_][pass.type_at[n] * n_attributes + v] += change[n * n_attributes + v];
-    team.wait();
-    const auto [first_weight, last_weight] = team.share(std::int64_t(weights_.size()));
-    for (std::int64_t w = first_weight; w < last_weight; ++w)
-      if (weights_[w].copied()) weights_[w].extract(targets[w], static_cast<T*>(gradients[weights_[w].parameter]));
-  });
+  pass.layers.back().x_tangent = arena.take<T>(atoms * layers_.back().out.size);
+  return targets;
 }
 
 template class Engine<EQUIPES_REAL>;

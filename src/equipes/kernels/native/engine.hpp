@@ -93,6 +93,13 @@ class Engine {
     std::vector<int> untouched;  // blocks of gate_in that linear_2 does not write
   };
 
+  // Where gradients go: of the weights to the caller's arrays or to padded copies; nullptr: not wanted.
+  struct Gradients {
+    std::vector<T*> weights;
+    double *scales, *shifts, *roots;
+    T* x_change[2];  // changes of the features' cotangents, of one layer and the next
+  };
+
   int add_weight(Channels<T> rows, Channels<T> columns, int matrices = 1) {
     Weight<T> weight{int(sizes_.size()), std::move(rows), std::move(columns), matrices};
     sizes_.push_back(std::int64_t(weight.matrices) * weight.rows.count() * weight.columns.count());
@@ -115,8 +122,28 @@ class Engine {
   void gate_reverse(Team, Pass&, int k) const;
   void gate_tangent(Team, Pass&, int k) const;
   void gate_dual(Team, Pass&, int k, const T* cotangent) const;
-  void messages_forward(Team, Pass&, int k, bool tangent) const;
-  void messages_reverse(Team, Pass&, int k, bool dual) const;
+  void messages_forward(Team, Pass&, int k) const;
+  void messages_tangent(Team, Pass&, int k) const;
+  void messages_reverse(Team, Pass&, int k) const;
+  void messages_dual(Team, Pass&, int k, const std::vector<T*>& targets) const;
+  void read_out(Team, Pass&, double* energies) const;
+  void read_out_dual(Team, Pass&, const double* energy_cotangent, const Gradients&) const;
+  void reverse_readout(Team, Pass&, const std::vector<T*>& gradients, T* x_cotangent) const;
+  void sweep_forward(Team, Pass&, const double* vectors, double* energies) const;
+  void sweep_reverse(Team, Pass&) const;
+  void differentiate_edges(Team, Pass&, double* energies, double* gradient) const;
+  void set_direction(Team, Pass&, const double* direction) const;
+  void sweep_tangent(Team, Pass&) const;
+  void sweep_dual(Team, Pass&, const Gradients&) const;
+  void prepare(Pass&, int threads, const std::vector<const void*>& parameters) const;
+  void prepare_layer(Pass&, const Layer&, typename Pass::State&) const;
+  Gradients prepare_gradients(Pass&, int threads, const std::vector<void*>& gradients, Arena&) const;
+
+  int n_harmonics() const { return (spec_.l_max + 1) * (spec_.l_max + 1); }
+  std::int64_t species_matrices_size(const Pass& pass, const Layer& layer, const BlockWeight& entry) const {
+    return std::int64_t(pass.plan.species.size()) * layer.in.blocks[entry.from].width() *
+           layer.gate_in.blocks[entry.to].width();
+  }
 
   std::vector<Rows<T>> rows_of(const Features<T>& features, T* data, std::int64_t atoms) const {
     std::vector<Rows<T>> rows;
@@ -147,8 +174,7 @@ struct Engine<T>::Pass {
     T *activation, *slope, *curvature;  // of the even scalars: c silu(z) and its derivatives
     T *odd_slope = nullptr, *odd_curvature = nullptr;  // of the odd scalars: c tanh(z)
     typename Network<T>::State radial;
-    T* w;  // radial weights, tile by tile [pairs, 2, channels]: w and dw/dr
-    std::vector<WeightTile<T>> tiles;
+    std::vector<WeightTile<T>> tiles;  // radial weights, each [pairs, 2, channels]: w and dw/dr
     std::vector<T*> species_matrices, species_changes;  // of the self-connection, [species, rows, columns]
     T *x_cotangent, *y_cotangent, *messages_cotangent, *z_cotangent;  // of the energy
     T *x_tangent, *y_tangent, *messages_tangent, *z_tangent;
@@ -178,9 +204,11 @@ struct Engine<T>::Pass {
   T* readout_cotangent;
   std::vector<double> readout_energy;  // by place
   T* scratch;
+  T *harmonics_tangent, *length_tangent;
   T *hidden_change, *basis_change;  // changes of the radial networks' cotangents
   T *harmonics_cotangent, *length_cotangent;
-  std::vector<T*> private_features, private_edges;  // of threads other than the first
+  std::vector<T*> private_features, private_edges, private_gradients, private_hidden;  // of threads after the first
+  std::vector<T*> w_change;  // of each thread: changes of the radial weights' cotangents in one job
   std::int64_t edge_numbers;  // elements of harmonics_cotangent and length_cotangent together
   bool reversed = false;
 };

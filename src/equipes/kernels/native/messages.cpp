@@ -113,6 +113,13 @@ struct Degrees {
   static constexpr int a_size = starts.a[count], h_size = starts.h[count], m_size = starts.m[count];
 };
 
+// Radial weights come from the third-level cache or memory, and their rows in no order that the processor foresees: ask
+// for them some edges ahead. `kFetchAhead` further entries of the edges' lists of weights may be read (messages.hpp).
+template <class T, int Write = 0>
+[[gnu::always_inline]] inline void fetch(const T* row, int n) {
+  for (int i = 0; i < n; i += 64 / int(sizeof(T))) __builtin_prefetch(row + i, Write);
+}
+
 // N vectors of channels of one job.
 template <class T, int L1, int L2, int N>
 void forward_channels(const MessageJob<T>& job, int channel) {
@@ -143,6 +150,7 @@ void forward_channels(const MessageJob<T>& job, int channel) {
           const PathRows<T>& path = job.paths[k];
           if (path.w == nullptr) return;
           const T* w = path.w + weights * path.stride + channel;
+          fetch(path.w + edges.weights[start + e + kFetchAhead] * path.stride + channel, N * n);
           unroll<P::d3>([&](auto m3) {
             for (int v = 0; v < N; ++v)
               sums[v][D::starts.m[k] + m3] += apply<T, P, m3>(a + D::starts.a[k], e, xs[v], Vector<T>{},
@@ -216,6 +224,9 @@ void tangent(const MessageJob<T>& job) {
             const PathRows<T>& path = job.paths[k];
             if (path.w == nullptr) return;
             const T* w = path.w + weights * path.stride + v * n;
+            const T* ahead = path.w + edges.weights[start + e + kFetchAhead] * path.stride + v * n;
+            fetch(ahead, n);
+            fetch(ahead + path.derivative, n);
             const Vector<T> value = load(w), change = load(w + path.derivative) * length_tangent;
             Vector<T> xs[d1], changes[d1];
             unroll<d1>([&](auto m1) {
@@ -286,6 +297,9 @@ void reverse(const MessageJob<T>& job) {
           const PathRows<T>& path = job.paths[k];
           if (path.w == nullptr) return;
           const T* w = path.w + weights * path.stride + v * n;
+          const T* ahead = path.w + edges.weights[e + kFetchAhead] * path.stride + v * n;
+          fetch(ahead, n);
+          fetch(ahead + path.derivative, n);
           const Vector<T> value = load(w);
           Vector<T> w_cotangent{};
           unroll<d2>([&](auto m2) {
@@ -366,6 +380,11 @@ void dual_reverse(const MessageJob<T>& job) {
           const PathRows<T>& path = job.paths[k];
           if (path.w == nullptr) return;
           const T* w = path.w + weights * path.stride + v * n;
+          const std::int64_t ahead = edges.weights[e + kFetchAhead] * path.stride + v * n;
+          fetch(path.w + ahead, n);
+          fetch(path.w + ahead + path.derivative, n);
+          fetch<T, 1>(path.w_cotangent + ahead, n);
+          fetch<T, 1>(path.w_cotangent + ahead + path.derivative, n);
           const Vector<T> value = load(w), change = load(w + path.derivative) * length_tangent;
           Vector<T> w_cotangent{}, slope_cotangent{};
           unroll<d2>([&](auto m2) {

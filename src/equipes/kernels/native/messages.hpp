@@ -29,6 +29,9 @@ struct Rows {
   Rows from_channel(int u) const { return {data + u, stride, component}; }
 };
 
+// How many edges ahead the kernels ask for radial weights.
+constexpr int kFetchAhead = 8;
+
 // Edges sorted by receiver, and what they know. Numbers that belong to (m, edge) lie at [m * stride + edge].
 template <class T>
 struct Neighbours {
@@ -36,7 +39,7 @@ struct Neighbours {
   const std::int64_t* row = nullptr;  // edges of receiver i: row[i] .. row[i + 1]
   const std::int32_t* place = nullptr;  // the features of receiver i are row place[i]
   const std::int32_t* sender = nullptr;  // the sender's row of features
-  const std::int32_t* weights = nullptr;  // the edge's row of radial weights; two edges may share one
+  const std::int32_t* weights = nullptr;  // the edge's row of radial weights; two may share one; kFetchAhead more entries
   const std::uint8_t* opens = nullptr;  // whether the edge comes first of those that share its row
   std::int64_t stride = 0;
   const T* harmonics = nullptr;

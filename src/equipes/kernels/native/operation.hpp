@@ -98,7 +98,7 @@ class MessagePassing {
   struct Inputs {
     Inputs(const MessagePassing& owner, const Graph& graph, const T* x_given, const T* harmonics_given, const T* w_given,
            Arena& arena)
-        : tiles(owner.convolution_.tiles()), groups{0, graph.atoms} {
+        : tiles(owner.convolution_.tiles()), groups{{0, graph.atoms, 0, graph.edges}} {
       T* features = arena.take<T>(graph.atoms * owner.in_.size);
       owner.copy_in(owner.in_, x_given, owner.in_dim_, features, graph.atoms);
       x = rows(owner.in_, features, graph.atoms);
@@ -112,7 +112,7 @@ class MessagePassing {
       place.resize(graph.atoms);
       for (std::int64_t i = 0; i < graph.atoms; ++i) place[i] = std::int32_t(i);
       sender.assign(graph.sender, graph.sender + graph.edges);
-      number.resize(graph.edges);
+      number.resize(graph.edges + kFetchAhead);
       for (std::int64_t e = 0; e < graph.edges; ++e) number[e] = std::int32_t(e);
       edges.place = place.data();
       edges.sender = sender.data();
@@ -134,7 +134,7 @@ class MessagePassing {
     }
 
     std::vector<WeightTile<T>> tiles;
-    std::vector<std::int64_t> groups;
+    std::vector<Group> groups;
     std::vector<Rows<T>> x;
     Neighbours<T> edges;
     std::vector<std::int32_t> place, sender, number;

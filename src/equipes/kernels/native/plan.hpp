@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "messages.hpp"
+
 namespace equipes {
 
 // Arrays of the caller: N atoms, E edges sorted by receiver.
@@ -26,6 +28,12 @@ struct SpeciesRange {
   std::int64_t first, last;  // places
 };
 
+// Whole structures, side by side: no edge leaves them.
+struct Group {
+  std::int64_t first, last;  // atoms
+  std::int64_t first_pair, last_pair;
+};
+
 struct Plan {
   std::int64_t atoms = 0, edges = 0, pairs = 0;
   std::vector<std::int32_t> place;  // [atoms] of an atom's features
@@ -33,12 +41,12 @@ struct Plan {
   std::vector<std::int64_t> original;  // [edges] the caller's number of an edge
   std::vector<std::int32_t> receiver, sender;  // [edges] atoms
   std::vector<std::int32_t> sender_place;  // [edges]
-  std::vector<std::int32_t> pair;  // [edges] the row of radial weights; i->j and j->i share one
+  std::vector<std::int32_t> pair;  // [edges, and some] the row of radial weights; i->j and j->i share one
   std::vector<std::uint8_t> opens;  // [edges] the first edge of its pair
   std::vector<double> length;  // [edges] Å
   std::vector<double> pair_length, pair_cutoff;  // [pairs] Å
   std::vector<SpeciesRange> species;
-  std::vector<std::int64_t> groups;  // atoms at which groups of whole structures begin, and the number of atoms
+  std::vector<Group> groups;
 
   // `cutoffs` is [n_species, n_species] by receiver and sender. Edges at or beyond it have no weights and are left out.
   Plan(const GraphArrays& graph, int n_species, const std::vector<double>& cutoffs) : atoms(graph.atoms) {
@@ -88,6 +96,7 @@ struct Plan {
   // The radial network sees the length only, so an edge and its opposite share a row, unless their cutoffs differ.
   void unite_pairs(const GraphArrays& graph, int n_species, const std::vector<double>& cutoffs) {
     pair.assign(edges, -1);
+    pair.reserve(edges + kFetchAhead);
     opens.assign(edges, 0);
     for (std::int64_t e = 0; e < edges; ++e) {
       if (pair[e] >= 0) continue;
@@ -104,6 +113,7 @@ struct Plan {
           break;
         }
     }
+    pair.resize(edges + kFetchAhead, 0);
   }
 
   static bool opposite(const GraphArrays& graph, std::int64_t e, std::int64_t other) {
@@ -115,11 +125,16 @@ struct Plan {
   }
 
   void group_structures(const GraphArrays& graph) {
-    groups.push_back(0);
-    for (std::int64_t i = 1; i < atoms; ++i)
-      if (graph.structure[i] != graph.structure[i - 1] && row[i] - row[groups.back()] >= kGroupEdges)
-        groups.push_back(i);
-    groups.push_back(atoms);
+    Group group{0, 0, 0, 0};
+    for (std::int64_t i = 0; i < atoms; ++i) {
+      if (i > 0 && graph.structure[i] != graph.structure[i - 1] && row[i] - row[group.first] >= kGroupEdges) {
+        groups.push_back(group);
+        group = {i, i, group.last_pair, group.last_pair};
+      }
+      group.last = i + 1;
+      for (std::int64_t e = row[i]; e < row[i + 1]; ++e) group.last_pair += opens[e];
+    }
+    groups.push_back(group);
   }
 };
 

@@ -69,6 +69,23 @@ void multiply_rows(int rows, std::int64_t depth, Matrix<T> a, const T* b, std::i
   });
 }
 
+// packed[k, j] = b[k, j] for a matrix whose columns are far apart, usually a transposed one.
+template <class T>
+void pack_transposed(int width, std::int64_t depth, const T* b, std::int64_t row, std::int64_t column, T* packed) {
+  constexpr int n = kLanes<T>;
+  std::int64_t k = 0;
+  if (row == 1)
+    for (; k + n <= depth; k += n)
+      for (int j = 0; j < width; j += n) {
+        Vector<T> square[n];
+        for (int i = 0; i < n; ++i) square[i] = load(b + (j + i) * column + k);
+        transpose<T>(square);
+        for (int i = 0; i < n; ++i) store<T>(packed + (k + i) * width + j, square[i]);
+      }
+  for (; k < depth; ++k)
+    for (int j = 0; j < width; ++j) packed[k * width + j] = b[k * row + j * column];
+}
+
 // C[M, N] (+)= alpha A[M, K] B[K, N], the tiles shared by the team; N is a multiple of the vector width.
 template <class T>
 void multiply(Team team, std::int64_t M, std::int64_t N, std::int64_t K, Matrix<T> a, Matrix<T> b, T* c,
@@ -96,8 +113,7 @@ void multiply(Team team, std::int64_t M, std::int64_t N, std::int64_t K, Matrix<
           for (std::int64_t k = 0; k < depth; ++k)
             for (int v = 0; v < width; v += n) store<T>(packed + k * width + v, load(panel_b + k * b.row + v));
         } else {
-          for (int j = 0; j < width; ++j)
-            for (std::int64_t k = 0; k < depth; ++k) packed[k * width + j] = panel_b[k * b.row + j * b.column];
+          pack_transposed(width, depth, panel_b, b.row, b.column, packed);
         }
         panel_b = packed;
         panel_row = width;

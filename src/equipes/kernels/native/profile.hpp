@@ -57,14 +57,18 @@ struct Profile {
   }
 };
 
-// Time of the team's first thread from construction to destruction.
+// Time of the team's first thread from construction to destruction; inside another routine's timer it is taken off there.
 class Timer {
  public:
-  Timer(Team team, Routine routine) : index_(std::size_t(routine)), on_(team.rank == 0 && Profile::instance().on) {
+  Timer(Team team, Routine routine, Routine inside = Routine::kCount)
+      : index_(std::size_t(routine)), inside_(std::size_t(inside)), on_(team.rank == 0 && Profile::instance().on) {
     if (on_) start_ = now();
   }
   ~Timer() {
-    if (on_) Profile::instance().seconds[index_] += now() - start_;
+    if (!on_) return;
+    const double time = now() - start_;
+    Profile::instance().seconds[index_] += time;
+    if (inside_ < std::size_t(Routine::kCount)) Profile::instance().seconds[inside_] -= time;
   }
   Timer(const Timer&) = delete;
   Timer& operator=(const Timer&) = delete;
@@ -76,7 +80,7 @@ class Timer {
     return double(time.tv_sec) + 1e-9 * double(time.tv_nsec);
   }
 
-  std::size_t index_;
+  std::size_t index_, inside_;
   bool on_;
   double start_ = 0;
 };

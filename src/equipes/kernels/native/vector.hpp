@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 namespace equipes {
@@ -83,6 +84,41 @@ template <class F, int... I>
 template <int N, class F>
 [[gnu::always_inline]] inline void unroll(F&& f) {
   unroll(f, std::make_integer_sequence<int, N>{});
+}
+
+#ifndef __has_builtin
+#define __has_builtin(name) 0
+#endif
+
+// Elements of a and b by number; those of b count from the number of lanes on.
+template <class T, int... Places>
+[[gnu::always_inline]] inline Vector<T> shuffle(Vector<T> a, Vector<T> b) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, Places...);
+#else
+  typedef std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t> Numbers
+      __attribute__((vector_size(kVectorBytes)));
+  return __builtin_shuffle(a, b, Numbers{Places...});
+#endif
+}
+
+template <class T, int Step, int... I>
+[[gnu::always_inline]] inline void exchange(Vector<T>& a, Vector<T>& b, std::integer_sequence<int, I...>) {
+  const Vector<T> low = shuffle<T, ((I & Step) != 0 ? kLanes<T> + I - Step : I)...>(a, b);
+  b = shuffle<T, ((I & Step) != 0 ? kLanes<T> + I : I + Step)...>(a, b);
+  a = low;
+}
+
+// Transposes a square of vectors: for each bit, rows whose numbers differ in it exchange the elements whose places do.
+template <class T, int Step = 1>
+[[gnu::always_inline]] inline void transpose(Vector<T>* rows) {
+  if constexpr (Step < kLanes<T>) {
+    unroll<kLanes<T>>([&](auto i) {
+      if constexpr ((i & Step) == 0)
+        exchange<T, Step>(rows[i], rows[i + Step], std::make_integer_sequence<int, kLanes<T>>{});
+    });
+    transpose<T, 2 * Step>(rows);
+  }
 }
 
 template <class T>
