@@ -43,7 +43,7 @@ def programs(options: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]
     """By the name in the table: which environment, and what more its job says."""
     own = {"skin": options.skin} if options.skin is not None else {}
     engines = {FROZEN: ("equipes", {**own, "frozen": True}), EXACT: ("equipes", {**own, "frozen": False})}
-    if not _has_frozen_engine():
+    if not has_frozen_engine():
         print("This version of equipes has no frozen engine: its column is left out.", flush=True)
         del engines[FROZEN]
     return {**engines, **{peer: (peer, {}) for peer in options.peers}}
@@ -92,7 +92,8 @@ def _memory(peer: str, job: dict[str, Any], options: argparse.Namespace) -> floa
         return float(worker.ask(2)["peak_mb"])
 
 
-def _has_frozen_engine() -> bool:
+def has_frozen_engine() -> bool:
+    """Whether this version of equipes can freeze a potential."""
     return "exact" in inspect.signature(Calculator.__init__).parameters
 
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Builds the native code with sanitizers and runs its tests and the fuzz of shapes under them.
 #
-#     bash tests/sanitizers.sh                 AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer
-#     bash tests/sanitizers.sh thread          one of them: address or thread
+#     bash tests/sanitizers.sh                 AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer
+#     bash tests/sanitizers.sh thread          one of them: address, undefined or thread
 #
-# PYTHON (python3) must have torch, nanobind and what the tests need. BUILD (build/sanitizers) takes the builds, about ten
-# minutes of one core each; SETS (the best that runs here) and MAX_L (4) make less. Arguments of pytest go into PYTEST_ARGS.
+# PYTHON (python3) must have torch, nanobind and what the tests need. BUILD (build/sanitizers) takes the builds, which keep
+# a core busy for a while; SETS (the best instruction set that runs here) and MAX_L (4) choose what is built, and
+# PYTEST_ARGS is handed on.
 #
 # OpenMP's runtime is not instrumented, so ThreadSanitizer would see races at each of its barriers. It gets a build whose
 # team is made of std::thread and a barrier of a mutex and a condition variable; every synchronisation of the native code
@@ -47,25 +48,27 @@ check() {
 }
 
 mkdir -p "$build"
-for sanitizer in "${@:-address thread}"; do
-    for name in $sanitizer; do
-        case $name in
-        address)
-            # Python keeps objects until it ends, which are no leaks of ours. Its allocator would hide arrays from the
-            # sanitizer. libstdc++ comes first so that exceptions are seen.
-            export ASAN_OPTIONS="detect_leaks=0:log_path=$build/address/report" UBSAN_OPTIONS="print_stacktrace=1"
-            PYTHONMALLOC=malloc check address address,undefined ON \
-                "$(library libasan.so) $(library libubsan.so) $(library libstdc++.so)" ""
-            ;;
-        thread)
-            # Without a fixed address space ThreadSanitizer may not find room for its own memory.
-            export TSAN_OPTIONS="exitcode=66:report_signal_unsafe=0:log_path=$build/thread/report"
-            check thread thread OFF "$(library libtsan.so)" "setarch $(uname -m) -R"
-            ;;
-        *)
-            echo "unknown sanitizer $name; choose address or thread" >&2
-            exit 2
-            ;;
-        esac
-    done
+[ $# -gt 0 ] || set -- address undefined thread
+for sanitizer in "$@"; do
+    case $sanitizer in
+    address)
+        # What Python keeps until it ends is no leak of ours. Its allocator would hide arrays from the sanitizer, and
+        # exceptions are followed only if libstdc++ is there from the beginning.
+        export ASAN_OPTIONS="detect_leaks=0:log_path=$build/address/report"
+        PYTHONMALLOC=malloc check address address ON "$(library libasan.so) $(library libstdc++.so)" ""
+        ;;
+    undefined)
+        export UBSAN_OPTIONS="print_stacktrace=1:log_path=$build/undefined/report"
+        check undefined undefined ON "$(library libubsan.so)" ""
+        ;;
+    thread)
+        # Where addresses are random ThreadSanitizer may not find room for its own memory.
+        export TSAN_OPTIONS="exitcode=66:report_signal_unsafe=0:suppressions=$root/tests/thread_sanitizer.supp:log_path=$build/thread/report"
+        check thread thread OFF "$(library libtsan.so)" "setarch $(uname -m) -R"
+        ;;
+    *)
+        echo "unknown sanitizer $sanitizer; choose address, undefined or thread" >&2
+        exit 2
+        ;;
+    esac
 done
