@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,7 @@ def training_step(model: NequIP, size: Size) -> dict[str, Work]:
 def _radial(works: dict[str, Work], layer: Layer, pairs: int) -> None:
     """Rows come in pairs (a value and its derivative by the length); of weights read forward and written backward."""
     widths = [*layer.radial, layer.weights]
-    products = sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+    products = sum(a * b for a, b in pairwise(widths))
     hidden = sum(layer.radial[1:])
     rows = 2 * pairs
     works["radial network, forward"].add(

@@ -2,13 +2,14 @@
 
     python benchmarks/roofline.py --plot roofline.png
 
-First the limits of one core are measured with a small program that is compiled here: fused multiply-adds in registers,
-the engine's own matrix product, and the bandwidth of a triad on arrays from the first-level cache to memory. Then a
-training step (model a, aspirin × 5) and an inference through the ASE calculator (silicon, SevenNet-0's sizes, frozen
-where this version can freeze) run on one thread with the engine's profile. Operations and compulsory bytes of each
-routine come from `counts.py`, or from the profile where it counts. A routine could take no less time than its operations
-at the peak of multiply-adds, and no less than its bytes at the bandwidth of a triad on as many bytes as it touches in
-one call; the larger of both is its limit, and `reached` is the limit over the time. All times are processor time.
+First the limits of one core are measured with a small program that is compiled here: fused multiply-adds in
+registers, the engine's own matrix product, and the bandwidth of a triad on arrays from the first-level cache to memory.
+Then a training step (model a, aspirin × 5) and an inference through the ASE calculator (silicon, SevenNet-0's sizes,
+frozen where this version can freeze) run on one thread with the engine's profile. Operations and compulsory bytes of
+each routine come from `counts.py`, or from the profile where it counts. A routine could take no less time than its
+operations at the peak of multiply-adds, and no less than its bytes at the bandwidth of a triad on as many bytes as it
+touches in one call; the larger of both is its limit, and `reached` is the limit over the time. Times are those of the
+processor, not of the clock.
 """
 
 from __future__ import annotations
@@ -188,27 +189,34 @@ def show(found: dict[str, Any]) -> None:
 
 
 def plot(path: Path, limits: dict[str, Any], found: list[dict[str, Any]]) -> None:
-    """Arithmetic intensity against rate, under the roofs of memory and caches."""
+    """Rates against operations per byte, under the roofs of memory and caches; areas are shares of the time."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    peak, triad = limits["fused multiply-adds, GFLOP/s"], limits["triad, GB/s"]
-    intensity = np.geomspace(0.05, 1000, 200)
-    for label, size in (("first-level cache", 2e4), ("second-level cache", 4e5), ("memory", 3e8)):
-        axes.plot(intensity, np.minimum(peak, bandwidth(limits, size) * intensity), lw=1, label=label)
-    del triad
-    for calls, marker in zip(found, "os", strict=False):
-        for row in calls["rows"]:
-            if row.get("mb") and row.get("mflop"):
-                x, y = row["mflop"] / row["mb"], row["gflops"]
-                axes.plot(x, y, marker, ms=3 + row["share"] ** 0.5, color="k", mfc="none")
-                axes.annotate(row["routine"], (x, y), fontsize=7, xytext=(5, 3), textcoords="offset points")
-    axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="GFLOP/s")
-    axes.set_title("circles: training step; squares: inference; areas: shares of the time", fontsize=9)
-    axes.legend(fontsize=8, title="bandwidth of")
+    peak = limits["fused multiply-adds, GFLOP/s"]
+    roofs = {"first-level cache": 2e4, "second-level cache": 4e5, "memory": 3e8}
+    figure, panels = plt.subplots(
+        1, len(found), figsize=(6 * len(found), 5), layout="constrained", sharey=True
+    )
+    for axes, calls in zip(panels, found, strict=True):
+        rows = [row for row in calls["rows"] if row.get("mb") and row.get("mflop")]
+        intensity = np.geomspace(0.1, 300, 200)
+        for label, size in roofs.items():
+            axes.plot(intensity, np.minimum(peak, bandwidth(limits, size) * intensity), lw=1, label=label)
+        for number, row in enumerate(rows, start=1):
+            x, y = row["mflop"] / row["mb"], row["gflops"]
+            axes.plot(x, y, "o", ms=5 + 2 * row["share"] ** 0.5, color="k", alpha=0.25, mew=0)
+            axes.annotate(str(number), (x, y), fontsize=7, ha="center", va="center")
+        names = [
+            f"{number}  {row['routine']}, {row['share']:.0f} %" for number, row in enumerate(rows, start=1)
+        ]
+        axes.text(0.98, 0.02, "\n".join(names), transform=axes.transAxes, fontsize=7, ha="right", va="bottom")
+        axes.set(xscale="log", yscale="log", xlabel="operations per byte")
+        axes.set_title(calls["title"], fontsize=8)
+    panels[0].set_ylabel("GFLOP/s")
+    panels[0].legend(fontsize=8, title="bandwidth of the", loc="upper left")
     figure.savefig(path, dpi=150)
 
 

@@ -3,9 +3,9 @@
     python benchmarks/scaling.py --plot scaling.png
 
 A training step is `TrainingModule.training_step` on one silicon crystal, an inference is energy, forces and stress
-through the ASE calculator (frozen where this version can freeze). One quantity changes at a time; the others stay at 216
-atoms, 32 channels, l_max 2 and one thread (4 layers, both parities, 5 Å, float32). The exponent is that of the power law
-between a value and the one before it.
+through the ASE calculator (frozen where this version can freeze). One quantity changes at a time; the others stay at
+216 atoms, 32 channels, l_max 2 and one thread (4 layers, both parities, 5 Å, float32). The exponent is that of the
+power law between a value and the one before it; that of l_max counts its components, (l_max + 1)².
 """
 
 from __future__ import annotations
@@ -98,11 +98,16 @@ def show(rows: list[dict[str, Any]]) -> None:
             if row["task"] != task:
                 continue
             exponent = None
-            if before is not None and before["quantity"] == row["quantity"] and before["value"] > 0:
-                exponent = math.log(row["ms"] / before["ms"]) / math.log(row["value"] / before["value"])
+            if before is not None and before["quantity"] == row["quantity"]:
+                exponent = math.log(row["ms"] / before["ms"]) / math.log(_extent(row) / _extent(before))
             cells.append([row["quantity"], row["value"], row["ms"], exponent, row["peak_mb"]])
             before = row
-        tables.show(f"How a {task} grows", ["", "value", "ms", "exponent", "peak, MB"], cells)
+        tables.show(f"Growth of the {task}", ["", "value", "ms", "exponent", "peak, MB"], cells)
+
+
+def _extent(row: dict[str, Any]) -> int:
+    """The value on a logarithmic axis: l_max begins at 0, its number of components at 1."""
+    return int((row["value"] + 1) ** 2 if row["quantity"] == "l_max" else row["value"])
 
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -113,15 +118,13 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     quantities = list(dict.fromkeys(row["quantity"] for row in rows))
-    figure, panels = plt.subplots(
-        1, len(quantities), figsize=(3.2 * len(quantities), 3.4), layout="constrained"
-    )
+    size = (3.2 * len(quantities), 3.4)
+    figure, panels = plt.subplots(1, len(quantities), figsize=size, layout="constrained", sharey=True)
     for axes, quantity in zip(panels, quantities, strict=True):
         ticks = set()
         for task, marker in (("training step", "o-"), ("inference", "s--")):
-            # l_max begins at 0: its axis is that of the number of components, (l_max + 1)².
             points = [
-                ((row["value"] + 1) ** 2 if quantity == "l_max" else row["value"], row["ms"])
+                (_extent(row), row["ms"])
                 for row in rows
                 if row["task"] == task and row["quantity"] == quantity
             ]
