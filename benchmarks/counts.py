@@ -21,6 +21,7 @@ from equipes.kernels.native.engine import _describe
 from equipes.models.nequip import NequIP
 
 REAL, DOUBLE = 4, 8  # bytes of a number: networks are float32 here
+SPLINE = 6  # coefficients of a piece of a radial spline: kCoefficients of the frozen engine
 
 
 @dataclass
@@ -125,8 +126,9 @@ def _layer(stated: dict[str, Any], description: dict[str, Any]) -> Layer:
         layer.couple += 2 * terms * mul
         layer.reverse += mul * (4 * by_m2 + 5 * d2 + 2)
         layer.dual += mul * (10 * by_m2 + 10 * d2 + 3)
-        layer.spline_forward += mul * 6
-        layer.spline_reverse += mul * 10
+        # By Horner's rule, the value alone and with its derivative.
+        layer.spline_forward += mul * 2 * (SPLINE - 1)
+        layer.spline_reverse += mul * 2 * (2 * SPLINE - 3)
     return layer
 
 
@@ -219,7 +221,7 @@ def frozen_inference(model: NequIP, size: Size, intervals: int = 0) -> dict[str,
     works: dict[str, Work] = defaultdict(Work)
     n, e, y = size.atoms, size.edges, harmonics_of(model)
     for layer in layers_of(model)[1:]:
-        x, table = n * layer.features, 4 * intervals * layer.weights
+        x, table = n * layer.features, SPLINE * intervals * layer.weights
         works["messages, forward"].add(e * (layer.forward + layer.spline_forward), x + e * (y + 1) + table)
         works["messages, reverse"].add(
             e * (layer.reverse + layer.spline_reverse) + n * layer.couple,
