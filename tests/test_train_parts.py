@@ -205,10 +205,10 @@ def test_the_average_follows_its_formula() -> None:
         nn.init.constant_(model.weight, float(step))
         decay = min(0.8, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
-        update_average(average, model, step, 0.8)
+        update_average(list(average.parameters()), list(model.parameters()), step, 0.8)
         assert average.weight.item() == pytest.approx(expected, rel=1e-12)
     assert not average.weight.requires_grad
-    update_average(average, model, 20, 0.0)
+    update_average(list(average.parameters()), list(model.parameters()), 20, 0.0)
     assert torch.equal(average.weight, model.weight)
 
 
