@@ -8,9 +8,8 @@
 # a core busy for a while; SETS (the best instruction set that runs here) and MAX_L (4) choose what is built, and
 # PYTEST_ARGS is handed on.
 #
-# OpenMP's runtime is not instrumented, so ThreadSanitizer would see races at each of its barriers. It gets a build whose
-# team is made of std::thread and a barrier of a mutex and a condition variable; every synchronisation of the native code
-# goes through that team (team.hpp), so what is free of races there is so with OpenMP's barriers too.
+# OpenMP's runtime is not instrumented: ThreadSanitizer would not see that it starts threads before they work and waits for
+# them afterwards. It gets a build in which std::thread does that; the barriers in between are the same ones (team.hpp).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
