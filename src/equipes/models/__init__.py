@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from equipes.models.files import convert, load
+from equipes.models.files import convert, is_frozen, load, load_frozen
+from equipes.models.frozen import FrozenPotential
 from equipes.models.nequip import NequIP
 from equipes.models.potential import Potential, Prediction
 from equipes.models.registry import ARCHITECTURES, DTYPES, build
 
-__all__ = ["ARCHITECTURES", "DTYPES", "NequIP", "Potential", "Prediction", "build", "convert", "load"]
+__all__ = [
+    "ARCHITECTURES",
+    "DTYPES",
+    "FrozenPotential",
+    "NequIP",
+    "Potential",
+    "Prediction",
+    "build",
+    "convert",
+    "is_frozen",
+    "load",
+    "load_frozen",
+]

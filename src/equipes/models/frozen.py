@@ -70,6 +70,21 @@ class FrozenPotential:
         for index, symbol in enumerate(self.species):
             self._type_of_number[atomic_numbers[symbol]] = index
 
+    def with_dtype(self, dtype: torch.dtype) -> FrozenPotential:
+        """The same with a network of another number type."""
+        if dtype == self.dtype:
+            return self
+        return FrozenPotential(
+            self.architecture,
+            self.species,
+            self.cutoff,
+            dtype,
+            self.structure,
+            self.arrays,
+            self.deviation,
+            self.provenance,
+        )
+
     @property
     def n_intervals(self) -> int:
         """Between the knots of its splines."""

@@ -23,9 +23,14 @@ _UNSEEN = 0.02
 
 def values_and_slopes(function: Function, x: Tensor) -> tuple[Tensor, Tensor]:
     """A function and its derivative, `[R, channels]` each, at reduced distances `[R]`."""
-    x = x.clamp(min=_NEAREST)
-    values, slopes = torch.func.jvp(function, (x,), (torch.ones_like(x),))
-    return values, slopes
+    with torch.enable_grad():
+        x = x.clamp(min=_NEAREST).requires_grad_()
+        values = function(x)
+        # The derivative of one row is that of cotangents · row by x, differentiated by the cotangents in turn.
+        cotangents = torch.zeros_like(values, requires_grad=True)
+        (directional,) = torch.autograd.grad((values * cotangents).sum(), x, create_graph=True)
+        (slopes,) = torch.autograd.grad(directional.sum(), cotangents)
+    return values.detach(), slopes
 
 
 def choose_knots(functions: Sequence[Function], kinks: Sequence[float], tolerance: float) -> Tensor:

@@ -7,7 +7,7 @@ namespace equipes {
 namespace {
 
 // Atoms whose messages are made before linear_2 takes them.
-constexpr int kTileAtoms = 12;
+constexpr int kTileAtoms = 24;
 // Tiles that go through one section before the next: few enough for their features to stay in the third-level cache,
 // enough for the section's splines to be worth fetching.
 constexpr int kChunkTiles = 40;
