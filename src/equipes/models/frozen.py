@@ -17,13 +17,13 @@ from equipes.kernels import native
 from equipes.kernels.native.frozen import FrozenEngine, Neighbours
 from equipes.models.blueprint import EVEN, Blueprint, Layer, blueprint, can_describe
 from equipes.models.potential import UNITS, Potential, Prediction
-from equipes.models.splines import choose_knots, values_and_slopes
+from equipes.models.splines import choose_knots, polynomials
 
 if TYPE_CHECKING:
     import os
 
 # Errors of the splines relative to the largest values, by number type: below its round-off in energies and forces.
-TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-9}
+TOLERANCES = {torch.float32: 3e-8, torch.float64: 1e-10}
 
 
 class FrozenPotential:
@@ -231,12 +231,12 @@ def describe(plan: Blueprint, tolerance: float) -> tuple[dict[str, Any], dict[st
         power, arrays["repulsion_charges"], arrays["repulsion_inverse_lengths"] = plan.repulsion
     layers = []
     for k, layer in enumerate(plan.layers):
-        values, slopes = values_and_slopes(layer.radial, knots)
+        splines = polynomials(layer.radial, knots[:-1], knots[1:])  # [intervals, coefficients, weights]
         gate_in = layer.gate_in
         constants = layer.constants
         reached: list[int] = []
         if k == 0:
-            values, slopes, reached = _first_layer(plan, layer, values, slopes)
+            splines, reached = _first_layer(plan, layer, splines)
             for irrep, matrix in layer.self_connection.items():
                 if irrep == EVEN:
                     constants = constants + torch.einsum("su,suw->sw", plan.features, matrix.expand(len(plan.features), -1, -1))
@@ -250,7 +250,7 @@ def describe(plan: Blueprint, tolerance: float) -> tuple[dict[str, Any], dict[st
                 arrays[f"layers.{k}.self_connection.{blocks.index(irrep)}.{gate_in.irreps.index(irrep)}"] = matrix
             if layer.hidden_constants is not None:
                 arrays[f"layers.{k}.hidden_constants"] = layer.hidden_constants
-        arrays[f"layers.{k}.values"], arrays[f"layers.{k}.slopes"] = values, slopes
+        arrays[f"layers.{k}.splines"] = splines
         arrays[f"layers.{k}.constants"] = constants
         layers.append(
             {
@@ -268,25 +268,22 @@ def describe(plan: Blueprint, tolerance: float) -> tuple[dict[str, Any], dict[st
     return structure, {name: tensor.detach().double().contiguous().numpy() for name, tensor in arrays.items()}
 
 
-def _first_layer(plan: Blueprint, layer: Layer, values: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    """Splines `[n_species, knots, channels of z that messages reach]`, and the block of z for each degree (-1: none)."""
+def _first_layer(plan: Blueprint, layer: Layer, splines: Tensor) -> tuple[Tensor, list[int]]:
+    """Splines `[n_species, intervals, coefficients, channels of z that messages reach]`, and the block of z for each
+    degree (-1: none)."""
     h = torch.einsum("su,suw->sw", plan.features, layer.linear_1[EVEN].expand(len(plan.features), -1, -1))
     if layer.hidden_constants is not None:
         h = h + layer.hidden_constants
     channels = h.shape[1]
     reached = [-1] * (plan.l_max + 1)
-    parts: dict[int, tuple[Tensor, Tensor]] = {}
+    parts: dict[int, Tensor] = {}
     for index, path in enumerate(layer.paths):
-        columns = slice(index * channels, (index + 1) * channels)
-        matrix = layer.linear_2[path.out][0]
         reached[path.l2] = layer.gate_in.irreps.index(path.out)
-        folded = h.unsqueeze(2) * matrix  # [n_species, u, w]
-        parts[path.l2] = (
-            torch.einsum("ku,suw->skw", values[:, columns], folded),
-            torch.einsum("ku,suw->skw", slopes[:, columns], folded),
+        folded = h.unsqueeze(2) * layer.linear_2[path.out][0]  # [n_species, u, w]
+        parts[path.l2] = torch.einsum(
+            "kcu,suw->skcw", splines[:, :, index * channels : (index + 1) * channels], folded
         )
-    ordered = [parts[l] for l in sorted(parts)]
-    return torch.cat([v for v, _ in ordered], dim=2), torch.cat([s for _, s in ordered], dim=2), reached
+    return torch.cat([parts[l] for l in sorted(parts)], dim=3), reached
 
 
 def _stress(cell: Tensor, virial: Tensor) -> Tensor:

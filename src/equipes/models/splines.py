@@ -1,8 +1,9 @@
-"""Radial functions as cubic splines: where the knots must be for an error that is asked for."""
+"""Radial functions as quintic splines: where the knots must be for an error that is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,29 +13,54 @@ from equipes.errors import InputError
 # Radial functions of reduced distances, `[R]` -> `[R, channels]`.
 Function = Callable[[Tensor], Tensor]
 
-MAX_INTERVALS = 20_000
-# Places in an interval where a cubic Hermite spline and its derivative are farthest off.
+MAX_INTERVALS = 5000
+# Places in an interval where a Hermite spline and its derivative are farthest off.
 _PROBES = (0.2, 0.5, 0.8)
 # 0 itself is left out: autograd has no derivative of sin(x)/x there.
 _NEAREST = 1e-6
 # So near to each other no two atoms are: errors do not count.
 _UNSEEN = 0.02
+# Derivatives may jump at a kink; what counts is their limit from the left. (From the right they have it there.)
+_BEFORE = 1e-12
 
 
-def values_and_slopes(function: Function, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A function and its derivative, `[R, channels]` each, at reduced distances `[R]`."""
+def derivatives(function: Function, x: Tensor, order: int) -> list[Tensor]:
+    """A function and its derivatives up to `order`, `[R, channels]` each, at reduced distances `[R]`."""
     with torch.enable_grad():
         x = x.clamp(min=_NEAREST).requires_grad_()
-        values = function(x)
-        # The derivative of one row is that of cotangents · row by x, differentiated by the cotangents in turn.
-        cotangents = torch.zeros_like(values, requires_grad=True)
-        (directional,) = torch.autograd.grad((values * cotangents).sum(), x, create_graph=True)
-        (slopes,) = torch.autograd.grad(directional.sum(), cotangents)
-    return values.detach(), slopes
+        results = [function(x)]
+        for k in range(order):
+            # The derivative of cotangents · row by x, differentiated by the cotangents in turn.
+            cotangents = torch.zeros_like(results[-1], requires_grad=True)
+            (directional,) = torch.autograd.grad((results[-1] * cotangents).sum(), x, create_graph=True)
+            (slopes,) = torch.autograd.grad(directional.sum(), cotangents, create_graph=k + 1 < order)
+            results.append(slopes)
+    return [result.detach() for result in results]
+
+
+def polynomials(function: Function, left: Tensor, right: Tensor) -> Tensor:
+    """`[intervals, 6, channels]`: c0 + c1 t + .. + c5 t⁵, t = 0..1 between the ends, with the function's value and first
+    two derivatives at both."""
+    width = (right - left).unsqueeze(1)
+    f0, d0, s0 = derivatives(function, left, 2)
+    f1, d1, s1 = derivatives(function, right - _BEFORE, 2)
+    d0, d1, s0, s1 = d0 * width, d1 * width, s0 * width**2, s1 * width**2
+    rise = f1 - f0
+    return torch.stack(
+        [
+            f0,
+            d0,
+            s0 / 2,
+            10 * rise - 6 * d0 - 4 * d1 - 1.5 * s0 + 0.5 * s1,
+            -15 * rise + 8 * d0 + 7 * d1 + 1.5 * s0 - s1,
+            6 * rise - 3 * d0 - 3 * d1 - 0.5 * s0 + 0.5 * s1,
+        ],
+        dim=1,
+    )
 
 
 def choose_knots(functions: Sequence[Function], kinks: Sequence[float], tolerance: float) -> Tensor:
-    """Knots in 0..1, unequal, such that cubic Hermite splines on them are as good as asked for.
+    """Knots in 0..1, unequal, such that quintic Hermite splines on them are as good as asked for.
 
     An interval is halved until, at places between its ends, the root mean square over channels of the error of each
     function and of its derivative is below `tolerance` times the largest root mean square of the function and of its
@@ -47,17 +73,17 @@ def choose_knots(functions: Sequence[Function], kinks: Sequence[float], toleranc
         raise InputError(f"the tolerance of the splines must be positive, not {tolerance}")
     ends = sorted({0.0, *kinks, 1.0})
     left = torch.cat(
-        [torch.linspace(a, b, 9, dtype=torch.float64)[:-1] for a, b in zip(ends, ends[1:], strict=False)]
+        [torch.linspace(a, b, 9, dtype=torch.float64)[:-1] for a, b in pairwise(ends)]
     )
     right = torch.cat([left[1:], torch.ones(1, dtype=torch.float64)])
     grid = torch.linspace(0.05, 1.0, 400, dtype=torch.float64)
     scales = []
     for function in functions:
-        values, slopes = values_and_slopes(function, grid)
+        values, slopes = derivatives(function, grid, 1)
         scales.append((float(_rms(values).max()), float(_rms(slopes).max())))
     done: list[Tensor] = []
     while len(left):
-        good = torch.ones(len(left), dtype=torch.bool)
+        good = right > 0
         for function, (value_scale, slope_scale) in zip(functions, scales, strict=True):
             value_error, slope_error = _errors(function, left, right)
             good &= (value_error <= tolerance * value_scale) & (slope_error <= tolerance * slope_scale)
@@ -80,16 +106,14 @@ def _rms(values: Tensor) -> Tensor:
 def _errors(function: Function, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Largest root mean square errors of value and derivative in each interval, `[R]` each."""
     width = (right - left).unsqueeze(1)
-    f0, d0 = values_and_slopes(function, left)
-    # A derivative may jump at the right end; what counts is its limit from the left.
-    f1, d1 = values_and_slopes(function, right - 1e-12)
-    d0, d1 = d0 * width, d1 * width
-    c2, c3 = 3 * (f1 - f0) - 2 * d0 - d1, 2 * (f0 - f1) + d0 + d1
+    coefficients = polynomials(function, left, right)
+    powers = torch.arange(coefficients.shape[1], dtype=left.dtype)
     value_error = left.new_zeros(len(left))
     slope_error = left.new_zeros(len(left))
     for t in _PROBES:
-        exact, exact_slope = values_and_slopes(function, left + t * (right - left))
-        value_error = torch.maximum(value_error, _rms(((c3 * t + c2) * t + d0) * t + f0 - exact))
-        slope = ((3 * c3 * t + 2 * c2) * t + d0) / width
+        exact, exact_slope = derivatives(function, left + t * (right - left), 1)
+        value = torch.einsum("kcw,c->kw", coefficients, t**powers)
+        slope = torch.einsum("kcw,c->kw", coefficients[:, 1:], powers[1:] * t ** powers[:-1]) / width
+        value_error = torch.maximum(value_error, _rms(value - exact))
         slope_error = torch.maximum(slope_error, _rms(slope - exact_slope))
     return value_error, slope_error

@@ -150,23 +150,14 @@ typename Frozen<T>::Map Frozen<T>::make_map(const FrozenMatrix& matrix, const Ch
   return map;
 }
 
-// Power coefficients of the cubics that have given values and slopes at the knots, for neighbouring channels.
+// Coefficients of neighbouring channels, as many as fit into a vector.
 template <class T>
-void Frozen<T>::fill_coefficients(const double* values, const double* slopes, std::int64_t stride, int channels, T* target,
+void Frozen<T>::fill_coefficients(const double* splines, std::int64_t stride, int channels, T* target,
                                   std::int64_t interval_stride) const {
-  constexpr int n = kLanes<T>;
-  for (int k = 0; k < intervals_; ++k) {
-    const double width = knots_[k + 1] - knots_[k];
-    for (int c = 0; c < channels; ++c) {
-      const double f0 = values[k * stride + c], f1 = values[(k + 1) * stride + c];
-      const double d0 = slopes[k * stride + c] * width, d1 = slopes[(k + 1) * stride + c] * width;
-      T* to = target + k * interval_stride + c;
-      to[0] = T(f0);
-      to[n] = T(d0);
-      to[2 * n] = T(3 * (f1 - f0) - 2 * d0 - d1);
-      to[3 * n] = T(2 * (f0 - f1) + d0 + d1);
-    }
-  }
+  for (int k = 0; k < intervals_; ++k)
+    for (int i = 0; i < kCoefficients; ++i)
+      for (int c = 0; c < channels; ++c)
+        target[k * interval_stride + i * kLanes<T> + c] = T(splines[(std::int64_t(k) * kCoefficients + i) * stride + c]);
 }
 
 template <class T>
@@ -298,21 +289,19 @@ void Frozen<T>::add_first_layer(const FrozenLayerSpec& spec) {
     species_interval_stride_ += layer.z.blocks[reached_[l]].width() * kCoefficients;
     channels += layer.z.blocks[reached_[l]].channels.count();
   }
-  const std::int64_t knots = intervals_ + 1;
-  require(std::int64_t(spec.values.size()) == n_species_ * knots * channels && spec.slopes.size() == spec.values.size(),
-          "the first layer's splines do not fit");
+  const std::int64_t species_size = std::int64_t(intervals_) * kCoefficients * channels;
+  require(std::int64_t(spec.splines.size()) == n_species_ * species_size, "the first layer's splines do not fit");
   species_type_stride_ = species_interval_stride_ * intervals_;
   T* table = keep(species_type_stride_ * n_species_);
   species_table_ = table;
   for (int s = 0; s < n_species_; ++s) {
-    std::int64_t column = s * knots * channels;
+    std::int64_t column = s * species_size;
     for (int l = 0; l <= l_max_; ++l) {
       if (reached_[l] < 0) continue;
       const Channels<T>& target = layer.z.blocks[reached_[l]].channels;
       for (int g = 0; g < target.groups(); ++g)
         for (int c = 0; c < target.size(g); c += n)
-          fill_coefficients(spec.values.data() + column + target.real_start(g) + c,
-                            spec.slopes.data() + column + target.real_start(g) + c, channels,
+          fill_coefficients(spec.splines.data() + column + target.real_start(g) + c, channels,
                             std::min(n, target.size(g) - c),
                             table + s * species_type_stride_ + species_table_start_[l] +
                                 (target.start(g) + c) * kCoefficients,
@@ -344,8 +333,7 @@ void Frozen<T>::add_sections(const FrozenLayerSpec& spec, Layer& layer) {
     rows[to.back()] += spec.in[path.block].multiplicity;
     weights += spec.in[path.block].multiplicity;
   }
-  require(std::int64_t(spec.values.size()) == std::int64_t(intervals_ + 1) * weights &&
-              spec.slopes.size() == spec.values.size(),
+  require(std::int64_t(spec.splines.size()) == std::int64_t(intervals_) * kCoefficients * weights,
           "a layer's splines do not fit its paths");
   std::vector<const FrozenMatrix*> linear_2(layer.z.blocks.size(), nullptr);
   for (const FrozenMatrix& matrix : spec.linear_2) {
@@ -382,8 +370,7 @@ void Frozen<T>::add_sections(const FrozenLayerSpec& spec, Layer& layer) {
       section.table = table;
       for (std::size_t p = 0; p < used.size(); ++p)
         for (int v = 0; v < section.vectors; ++v)
-          fill_coefficients(spec.values.data() + first_weight[used[p]] + channel + v * n,
-                            spec.slopes.data() + first_weight[used[p]] + channel + v * n, weights, std::min(n, real - v * n),
+          fill_coefficients(spec.splines.data() + first_weight[used[p]] + channel + v * n, weights, std::min(n, real - v * n),
                             table + v * section.vector_stride + section.paths[p].table, section.interval_stride);
       for (int m = 0; m < int(section.messages.size()); ++m) {
         auto& message = section.messages[m];

@@ -35,9 +35,9 @@ struct FrozenLayerSpec {
   std::vector<FrozenMatrix> linear_1;  // block to the same block, for blocks that have paths
   std::vector<FrozenMatrix> linear_2;  // to a block of z, from the channels of all paths to it in the order of paths
   std::vector<FrozenMatrix> self_connection;
-  // Radial weights and their derivatives by the reduced distance at the knots, [knots, weights]. In the first layer
-  // [species, knots, channels], channels of the blocks of z in `reached`.
-  std::vector<double> values, slopes;
+  // Radial weights between knots as polynomials of 0..1, [intervals, coefficients, weights]. In the first layer [species,
+  // intervals, coefficients, channels], channels of the blocks of z in `reached`.
+  std::vector<double> splines;
   std::vector<int> reached;  // first layer: the block of z that l = 0, 1, .. goes to, or -1
   std::vector<double> constants;  // [species, even scalars], added to z
   std::vector<double> hidden_constants;  // added to the even scalars of h; empty: nothing is
@@ -137,7 +137,7 @@ class Frozen {
   void add_layer(const FrozenLayerSpec& spec);
   void add_first_layer(const FrozenLayerSpec& spec);
   void add_sections(const FrozenLayerSpec& spec, Layer& layer);
-  void fill_coefficients(const double* values, const double* slopes, std::int64_t stride, int channels, T* target,
+  void fill_coefficients(const double* splines, std::int64_t stride, int channels, T* target,
                          std::int64_t interval_stride) const;
   Panels<T> pack(const std::vector<double>& dense, int depth, int width);
   Map make_map(const FrozenMatrix& matrix, const Channels<T>& rows, const Channels<T>& columns);

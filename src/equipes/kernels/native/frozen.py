@@ -111,7 +111,7 @@ def _specification(structure: Mapping[str, Any], arrays: Mapping[str, np.ndarray
                 "reached": layer["reached"],
                 **{key: _terms(layer[key]) for key in ("gate_in", "scalars", "gated")},
                 **{key: matrices(f"{name}.{key}") for key in ("linear_1", "linear_2", "self_connection")},
-                **{key: tables[f"{name}.{key}"] for key in ("values", "slopes", "constants")},
+                **{key: tables[f"{name}.{key}"] for key in ("splines", "constants")},
                 "hidden_constants": tables.get(f"{name}.hidden_constants", np.zeros(0)),
             }
         )

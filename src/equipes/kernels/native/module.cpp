@@ -129,8 +129,7 @@ FrozenSpec frozen(nb::dict given) {
     result.gate_in = irreps(layer["gate_in"]);
     result.scalars = irreps(layer["scalars"]);
     result.gated = irreps(layer["gated"]);
-    result.values = numbers(layer["values"]);
-    result.slopes = numbers(layer["slopes"]);
+    result.splines = numbers(layer["splines"]);
     result.constants = numbers(layer["constants"]);
     if (spec.layers.empty()) {
       result.reached = nb::cast<std::vector<int>>(layer["reached"]);

@@ -71,19 +71,26 @@ constexpr CouplingList reverse_couplings() {
   return result;
 }
 
+// By Horner's rule.
 template <class T>
 [[gnu::always_inline]] inline Vector<T> value_of(const T* c, T t) {
   constexpr int n = kLanes<T>;
-  return ((load(c + 3 * n) * t + load(c + 2 * n)) * t + load(c + n)) * t + load(c);
+  Vector<T> value = load(c + (kCoefficients - 1) * n);
+  unroll<kCoefficients - 1>([&](auto k) { value = value * t + load(c + (kCoefficients - 2 - k) * n); });
+  return value;
 }
 
 // The value, and the derivative by t.
 template <class T>
 [[gnu::always_inline]] inline Vector<T> value_and_slope_of(const T* c, T t, Vector<T>& slope) {
   constexpr int n = kLanes<T>;
-  const Vector<T> c3 = load(c + 3 * n), q2 = c3 * t + load(c + 2 * n), q1 = q2 * t + load(c + n);
-  slope = (c3 * t + q2) * t + q1;
-  return q1 * t + load(c);
+  Vector<T> value = load(c + (kCoefficients - 1) * n);
+  slope = value;
+  unroll<kCoefficients - 2>([&](auto k) {
+    value = value * t + load(c + (kCoefficients - 2 - k) * n);
+    slope = slope * t + value;
+  });
+  return value * t + load(c);
 }
 
 template <class T>

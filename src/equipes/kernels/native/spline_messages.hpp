@@ -16,8 +16,8 @@
 
 namespace equipes {
 
-// Coefficients of a cubic: c0 + c1 t + c2 t² + c3 t³.
-constexpr int kCoefficients = 4;
+// Coefficients of a piece of a spline: c0 + c1 t + .. + c5 t⁵.
+constexpr int kCoefficients = 6;
 
 // How many edges ahead the kernels ask for what they will need; edge lists have as many more entries.
 constexpr int kSplineAhead = 1;
