@@ -513,7 +513,6 @@ void Frozen<T>::find_edges(Team team, Pass& pass) const {
     pass.end[s] = e;
     if (repulsion_.power > 0) pass.repulsion_energy[s] = repulsion;
   }
-  for (int k = 0; k < kSplineAhead; ++k) pass.interval[e + k] = 0;
 
   using detail::Doubles;
   constexpr int n = kLanes<double>, kCount = (kMaxL + 1) * (kMaxL + 1);

@@ -76,7 +76,7 @@ template <class T>
 [[gnu::always_inline]] inline Vector<T> value_of(const T* c, T t) {
   constexpr int n = kLanes<T>;
   Vector<T> value = load(c + (kCoefficients - 1) * n);
-  unroll<kCoefficients - 1>([&](auto k) { value = value * t + load(c + (kCoefficients - 2 - k) * n); });
+  unroll<kCoefficients - 1>([&](auto k) EQUIPES_INLINE { value = value * t + load(c + (kCoefficients - 2 - k) * n); });
   return value;
 }
 
@@ -86,16 +86,11 @@ template <class T>
   constexpr int n = kLanes<T>;
   Vector<T> value = load(c + (kCoefficients - 1) * n);
   slope = value;
-  unroll<kCoefficients - 2>([&](auto k) {
+  unroll<kCoefficients - 2>([&](auto k) EQUIPES_INLINE {
     value = value * t + load(c + (kCoefficients - 2 - k) * n);
     slope = slope * t + value;
   });
   return value * t + load(c);
-}
-
-template <class T>
-[[gnu::always_inline]] inline void ask_for(const T* from, int n) {
-  for (int i = 0; i < n; i += 64 / int(sizeof(T))) __builtin_prefetch(from + i);
 }
 
 // Where A and the sums of each coupling start.
@@ -129,11 +124,11 @@ template <class T, class P, int L2, int... M1>
     ((sums[M1] += w * x[M1]), ...);
   } else if constexpr (P::d1 < P::d3) {
     const Vector<T> wx[P::d1] = {w * x[M1]...};
-    unroll<P::d3>([&](auto m3) {
+    unroll<P::d3>([&](auto m3) EQUIPES_INLINE {
       ((P::a.index[M1][m3] >= 0 ? void(sums[m3] += wx[M1] * a[P::a.index[M1][m3]][e]) : void()), ...);
     });
   } else {
-    unroll<P::d3>([&](auto m3) {
+    unroll<P::d3>([&](auto m3) EQUIPES_INLINE {
       Vector<T> q{};
       ((P::a.index[M1][m3] >= 0 ? void(q += x[M1] * a[P::a.index[M1][m3]][e]) : void()), ...);
       sums[m3] += w * q;
@@ -150,18 +145,18 @@ void forward_group(const SplineJob<T>& job) {
   constexpr int a_first = Places::starts.a[first], a_size = Places::starts.a[first + count] - a_first;
   constexpr int sums_first = Places::starts.sums[first], sums_size = Places::starts.sums[first + count] - sums_first;
   bool any = false;
-  unroll<count>([&](auto k) { any |= job.path(list.list[first + k].l2, list.list[first + k].l3).table >= 0; });
+  unroll<count>([&](auto k) EQUIPES_INLINE { any |= job.path(list.list[first + k].l2, list.list[first + k].l3).table >= 0; });
   if (!any) return;
   alignas(64) T a[a_size][kEdges];
   const SplineEdges<T>& edges = job.edges;
   std::int32_t tables[count];
-  unroll<count>([&](auto k) { tables[k] = job.path(list.list[first + k].l2, list.list[first + k].l3).table; });
+  unroll<count>([&](auto k) EQUIPES_INLINE { tables[k] = job.path(list.list[first + k].l2, list.list[first + k].l3).table; });
   for (std::int64_t i = job.first; i < job.last; ++i) {
     const std::int64_t begin = edges.begin[i], end = edges.end[i];
     std::int64_t start = begin;
     do {
       const int m = int(std::min<std::int64_t>(kEdges, end - start));
-      unroll<count>([&](auto k) {
+      unroll<count>([&](auto k) EQUIPES_INLINE {
         constexpr Coupling c = list.list[first + k];
         if constexpr (c.l2 > 0)
           if (tables[k] >= 0)
@@ -170,17 +165,16 @@ void forward_group(const SplineJob<T>& job) {
       });
       for (int v = 0; v < job.vectors; ++v) {
         Vector<T> sums[sums_size];
-        unroll<sums_size>([&](auto m3) { sums[m3] = Vector<T>{}; });
+        unroll<sums_size>([&](auto m3) EQUIPES_INLINE { sums[m3] = Vector<T>{}; });
         const T* x = job.x.data + v * n;
         const T* table = job.table + v * job.vector_stride;
         for (int e = 0; e < m; ++e) {
           const T* row = x + edges.sender[start + e] * job.x.stride;
           const T* coefficients = table + edges.interval[start + e] * job.interval_stride;
-          ask_for(table + edges.interval[start + e + kSplineAhead] * job.interval_stride, int(job.vector_stride));
           const T t = edges.place[start + e];
           Vector<T> xs[d1];
-          unroll<d1>([&](auto m1) { xs[m1] = load(row + m1 * job.x.component); });
-          unroll<count>([&](auto k) {
+          unroll<d1>([&](auto m1) EQUIPES_INLINE { xs[m1] = load(row + m1 * job.x.component); });
+          unroll<count>([&](auto k) EQUIPES_INLINE {
             constexpr Coupling c = list.list[first + k];
             if (tables[k] < 0) return;
             couple<T, Pattern<L1, c.l2, c.l3>, c.l2>(a + Places::starts.a[first + k] - a_first, e, xs,
@@ -188,12 +182,12 @@ void forward_group(const SplineJob<T>& job) {
                                                      NumbersBelow<d1>{});
           });
         }
-        unroll<count>([&](auto k) {
+        unroll<count>([&](auto k) EQUIPES_INLINE {
           constexpr Coupling c = list.list[first + k];
           if (tables[k] < 0) return;
           const SplinePath<T>& path = job.path(c.l2, c.l3);
           T* target = path.messages + (i - job.first) * path.stride + v * n;
-          unroll<2 * c.l3 + 1>([&](auto m3) {
+          unroll<2 * c.l3 + 1>([&](auto m3) EQUIPES_INLINE {
             Vector<T> sum = sums[Places::starts.sums[first + k] - sums_first + m3];
             if (start > begin) sum += load(target + m3 * path.component);
             store<T>(target + m3 * path.component, sum);
@@ -217,7 +211,7 @@ struct Return {
   static void prepare(const T* cotangent, std::int64_t component, Vector<T>* h) {
     if constexpr (plain)
       // The couplings to or from a scalar are multiples of the identity.
-      unroll<d3>([&](auto m3) { h[m3] = load(cotangent + m3 * component) * T(Couplings<L1, L2, L3>::terms[0].value); });
+      unroll<d3>([&](auto m3) EQUIPES_INLINE { h[m3] = load(cotangent + m3 * component) * T(Couplings<L1, L2, L3>::terms[0].value); });
     else
       couple_with_cotangent<T, P, 1>(cotangent, component, h, NumbersBelow<P::n_terms>{});
   }
@@ -228,7 +222,7 @@ struct Return {
                                            Vector<T>* y_cotangent, Vector<T>& slope_sum) {
     if constexpr (L2 == 0) {
       Vector<T> product{};
-      unroll<d1>([&](auto m) {
+      unroll<d1>([&](auto m) EQUIPES_INLINE {
         product += x[m] * h[m];
         x_cotangent[m] += w * h[m];
       });
@@ -236,7 +230,7 @@ struct Return {
     } else if constexpr (L3 == 0) {
       const Vector<T> wh = w * h[0];
       Vector<T> product{};
-      unroll<d1>([&](auto m) {
+      unroll<d1>([&](auto m) EQUIPES_INLINE {
         product += x[m] * y[m * stride];
         x_cotangent[m] += wh * y[m * stride];
         y_cotangent[m] += wh * x[m];
@@ -245,7 +239,7 @@ struct Return {
     } else if constexpr (L1 == 0) {
       const Vector<T> wx = w * x[0];
       Vector<T> product{};
-      unroll<d2>([&](auto m) {
+      unroll<d2>([&](auto m) EQUIPES_INLINE {
         product += h[m] * y[m * stride];
         y_cotangent[m] += wx * h[m];
       });
@@ -253,9 +247,9 @@ struct Return {
       slope_sum += slope * (x[0] * product);
     } else {
       Vector<T> u[d1] = {};
-      unroll<d2>([&](auto m2) {
+      unroll<d2>([&](auto m2) EQUIPES_INLINE {
         Vector<T> b{};
-        unroll<d1>([&](auto m1) {
+        unroll<d1>([&](auto m1) EQUIPES_INLINE {
           constexpr int place = P::h.index[m1][m2];
           if constexpr (place >= 0) {
             b += x[m1] * h[place];
@@ -265,7 +259,7 @@ struct Return {
         y_cotangent[m2] += w * b;
       });
       Vector<T> product{};
-      unroll<d1>([&](auto m1) {
+      unroll<d1>([&](auto m1) EQUIPES_INLINE {
         product += x[m1] * u[m1];
         x_cotangent[m1] += w * u[m1];
       });
@@ -302,7 +296,7 @@ template <class T, int Count, int Step = 1>
   } else {
     // Sums of vector k come to lane k: bit Step of k chooses between the vectors of a pair.
     constexpr int pairs = (Count + 1) / 2;
-    unroll<pairs>([&](auto p) {
+    unroll<pairs>([&](auto p) EQUIPES_INLINE {
       if constexpr (2 * p + 1 < Count)
         vectors[p] = add_halves<T, Step>(vectors[2 * p], vectors[2 * p + 1], std::make_integer_sequence<int, lanes>{});
       else
@@ -330,17 +324,17 @@ void reverse_group(const SplineJob<T>& job) {
   using Places = KeptPlaces<T, L1, Lists<L1>::reverse>;
   constexpr int kept_first = Places::starts[first], kept = Places::starts[first + count] - kept_first;
   bool any = false;
-  unroll<count>([&](auto k) { any |= job.path(list.list[first + k].l2, list.list[first + k].l3).table >= 0; });
+  unroll<count>([&](auto k) EQUIPES_INLINE { any |= job.path(list.list[first + k].l2, list.list[first + k].l3).table >= 0; });
   if (!any) return;
   const SplineEdges<T>& edges = job.edges;
   std::int32_t tables[count];
-  unroll<count>([&](auto k) { tables[k] = job.path(list.list[first + k].l2, list.list[first + k].l3).table; });
+  unroll<count>([&](auto k) EQUIPES_INLINE { tables[k] = job.path(list.list[first + k].l2, list.list[first + k].l3).table; });
   const int vectors = job.vectors;
   Vector<T> h[kMaxSplineVectors][kept];
   for (std::int64_t i = job.first; i < job.last; ++i) {
     const std::int64_t begin = edges.begin[i], end = edges.end[i];
     if (begin == end) continue;
-    unroll<count>([&](auto k) {
+    unroll<count>([&](auto k) EQUIPES_INLINE {
       constexpr Coupling c = list.list[first + k];
       if (tables[k] < 0) return;
       const SplinePath<T>& path = job.path(c.l2, c.l3);
@@ -358,11 +352,11 @@ void reverse_group(const SplineJob<T>& job) {
       Vector<T> totals[n_totals] = {};
       for (int v = 0; v < vectors; ++v) {
         Vector<T> xs[d1], cotangents[d1];
-        unroll<d1>([&](auto m1) {
+        unroll<d1>([&](auto m1) EQUIPES_INLINE {
           xs[m1] = load(x + m1 * job.x.component + v * n);
           cotangents[m1] = load(x_cotangent + m1 * job.x_cotangent.component + v * n);
         });
-        unroll<count>([&](auto k) {
+        unroll<count>([&](auto k) EQUIPES_INLINE {
           constexpr Coupling c = list.list[first + k];
           if (tables[k] < 0) return;
           // Without this the numbers of the edge are made into vectors ahead of the loop, and there is no room for them.
@@ -373,14 +367,14 @@ void reverse_group(const SplineJob<T>& job) {
                                            harmonics + (c.l2 * c.l2 - start) * edges.stride, edges.stride, cotangents,
                                            totals + c.l2 * c.l2 - start + (low > 0 ? 1 : 0), totals[0]);
         });
-        unroll<d1>([&](auto m1) { store<T>(x_cotangent + m1 * job.x_cotangent.component + v * n, cotangents[m1]); });
+        unroll<d1>([&](auto m1) EQUIPES_INLINE { store<T>(x_cotangent + m1 * job.x_cotangent.component + v * n, cotangents[m1]); });
       }
       T* target = edges.cotangent + e * edges.cotangent_width;
       if constexpr (low == 0) {
         add_all_sums<T, n_totals>(totals, target);
       } else {
         target[0] += sum<T>(totals[0]);
-        unroll<n_totals - 1>([&](auto k) { target[start + k] += sum<T>(totals[1 + k]); });
+        unroll<n_totals - 1>([&](auto k) EQUIPES_INLINE { target[start + k] += sum<T>(totals[1 + k]); });
       }
     }
   }
@@ -395,7 +389,7 @@ void species_forward(const SpeciesSplineJob<T>& job) {
     for (int v = 0; v < degree.vectors; ++v) {
       T* z = degree.z.at(i) + v * n;
       Vector<T> sums[d];
-      unroll<d>([&](auto m) { sums[m] = load(z + m * degree.z.component); });
+      unroll<d>([&](auto m) EQUIPES_INLINE { sums[m] = load(z + m * degree.z.component); });
       const T* table = job.table + degree.table + v * kCoefficients * n;
       for (std::int64_t e = edges.begin[i]; e < edges.end[i]; ++e) {
         const T* coefficients = table + edges.type[e] * job.type_stride + edges.interval[e] * job.interval_stride;
@@ -403,9 +397,9 @@ void species_forward(const SpeciesSplineJob<T>& job) {
         if constexpr (L == 0)
           sums[0] += w;
         else
-          unroll<d>([&](auto m) { sums[m] += w * edges.harmonics[(L * L + m) * edges.stride + e]; });
+          unroll<d>([&](auto m) EQUIPES_INLINE { sums[m] += w * edges.harmonics[(L * L + m) * edges.stride + e]; });
       }
-      unroll<d>([&](auto m) { store<T>(z + m * degree.z.component, sums[m]); });
+      unroll<d>([&](auto m) EQUIPES_INLINE { store<T>(z + m * degree.z.component, sums[m]); });
     }
 }
 
@@ -429,7 +423,7 @@ void species_reverse(const SpeciesSplineJob<T>& job) {
           total += slope * load(g);
         } else {
           Vector<T> product{};
-          unroll<d>([&](auto m) {
+          unroll<d>([&](auto m) EQUIPES_INLINE {
             const Vector<T> cotangent = load(g + m * degree.z.component);
             product += cotangent * y[m * edges.stride];
             totals[m] += w * cotangent;
@@ -439,7 +433,7 @@ void species_reverse(const SpeciesSplineJob<T>& job) {
       }
       T* target = edges.cotangent + e * edges.cotangent_width;
       target[0] += sum<T>(total);
-      if constexpr (L > 0) unroll<d>([&](auto m) { target[L * L + m] += sum<T>(totals[m]); });
+      if constexpr (L > 0) unroll<d>([&](auto m) EQUIPES_INLINE { target[L * L + m] += sum<T>(totals[m]); });
     }
 }
 

@@ -19,9 +19,6 @@ namespace equipes {
 // Coefficients of a piece of a spline: c0 + c1 t + .. + c5 t⁵.
 constexpr int kCoefficients = 6;
 
-// How many edges ahead the kernels ask for what they will need; edge lists have as many more entries.
-constexpr int kSplineAhead = 1;
-
 // Edges sorted by receiver. Receivers and senders are rows of features.
 template <class T>
 struct SplineEdges {
