@@ -14,9 +14,9 @@ from torch import Tensor
 
 from equipes.clebsch_gordan import wigner_3j
 from equipes.errors import InputError
-from equipes.foundation.archive import read_archive
+from equipes.foundation.pickles import Name, Record, read_pickled
 from equipes.harmonics import MAX_L
-from equipes.irreps import Irreps
+from equipes.irreps import Irrep, Irreps
 from equipes.models import Potential, build
 from equipes.models.sevennet import InteractionBlock, SevenNet
 from equipes.nn import Linear
@@ -40,6 +40,16 @@ _OLD_NAMES = (
     ("reducing nn ", "reduce_"),
     (" ", "_"),
 )
+# What checkpoints name beside tensors: arrays and devices in the configuration, of which nothing is needed.
+_HARMLESS = {
+    ("torch", "device"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.dtypes", "Float32DType"),
+    ("_codecs", "encode"),
+}
 # Buffers that follow from the configuration.
 _DERIVED = (".bias", ".output_mask", ".convolution.weight", ".gate.mul.weight")
 _LAYER = "{}_convolution."
@@ -53,13 +63,38 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Potential:
         InputError: the file is missing, damaged, no such checkpoint, or of a kind that equipes does not have.
     """
     path = Path(path)
-    content = read_archive(path)
+    content = read_pickled(path)
+    foreign = _foreign(content)
+    if foreign is not None:
+        raise InputError(
+            f"{path}: asks for {foreign.module[:40]!r}, {foreign.name[:40]!r}, which a checkpoint of weights has no "
+            "need of; nothing of it was run. Fetch the file from its publisher"
+        )
     if not isinstance(content, dict) or not {"model_state_dict", "config"} <= content.keys():
         raise InputError(f"{path}: no checkpoint of SevenNet (it needs 'model_state_dict' and 'config')")
     try:
         return from_sevennet(content["config"], content["model_state_dict"])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _foreign(content: object) -> Name | None:
+    """The first function or class in a checkpoint that has no business there; None where all is in order."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Record):
+            waiting += [value.name, value.arguments, value.state, value.items]
+        elif isinstance(value, Name) and (value.module, value.name) not in _HARMLESS:
+            return value
+        elif isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+    return None
 
 
 def from_sevennet(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Potential:
@@ -136,7 +171,7 @@ def _hyperparameters(settings: _Settings, weights: _Weights, n_species: int) -> 
     channels = [mul for mul, _ in irreps[0]]
     hidden = irreps[1] if n_layers > 1 else Irreps(f"{channels[0]}x0e")
     wanted = [Irreps(f"{channels[0]}x0e"), *[hidden] * (n_layers - 1), Irreps(f"{channels[0]}x0e")]
-    every_degree = [irrep.l for irrep in hidden.irreps] == list(range(l_max + 1))
+    every_degree = hidden.irreps == [Irrep(l, 1) for l in range(l_max + 1)]
     if irreps != wanted or not (every_degree or n_layers == 1):
         raise settings.wrong(
             "irreps_manual", "equipes needs the same even irreps, l = 0 … lmax, in all layers between"
@@ -211,6 +246,7 @@ class _Settings:
         types = self.get("_type_map", None)
         if (
             not isinstance(types, Mapping)
+            or not types
             or not all(type(z) is int and 0 < z < len(chemical_symbols) for z in types)
             or sorted(types.values(), key=str) != sorted(range(len(types)), key=str)
         ):

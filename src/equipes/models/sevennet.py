@@ -14,7 +14,7 @@ from equipes.graph import AtomGraph
 from equipes.harmonics import MAX_L, spherical_harmonics
 from equipes.irreps import Irrep, Irreps
 from equipes.kernels import MessagePassingForm, message_passing
-from equipes.models.nequip import PerSpecies, per_species, require
+from equipes.models.arguments import PerSpecies, per_species, require
 from equipes.models.potential import Architecture
 from equipes.nn import SILU_SCALE, BesselBasis, Gate, Linear, ScalarMLP, polynomial_cutoff, xplor_cutoff
 
@@ -45,7 +45,7 @@ class InteractionBlock(nn.Module):
         self.form = MessagePassingForm(irreps_in, l_max, self.gate.irreps_in.irreps, parity=1)
         self.linear_1 = Linear(irreps_in, irreps_in, n_modalities)
         self.radial_network = ScalarMLP(
-            radial_layers[0], radial_layers[1:], self.form.n_weights, activation_scale=SILU_SCALE
+            radial_layers[0], radial_layers[1:], self.form.n_weights, gain=SILU_SCALE**2
         )
         self.denominator = denominator
         self.linear_2 = Linear(self.form.irreps_out, self.gate.irreps_in, n_modalities)
@@ -260,7 +260,7 @@ def _per_modality(
     name: str, value: PerModality, species: Sequence[str], modalities: Sequence[str]
 ) -> nn.Parameter:
     """`[n_species]`, or `[n_modalities, n_species]` where each modality has its own; float64."""
-    if not (isinstance(value, Mapping) and modalities and set(value) == set(modalities)):
-        return per_species(name, value, species)
-    rows = [per_species(f"{name}.{modality}", value[modality], species) for modality in modalities]  # type: ignore[arg-type]
-    return nn.Parameter(torch.stack([row.detach() for row in rows]))
+    if isinstance(value, Mapping) and modalities and set(value) == set(modalities):
+        rows = [per_species(f"{name}.{modality}", value[modality], species) for modality in modalities]
+        return nn.Parameter(torch.stack([row.detach() for row in rows]))
+    return per_species(name, value, species)  # type: ignore[arg-type]
