@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.data import atomic_numbers
 from e3nn import o3, set_optimization_defaults
 from e3nn.nn import FullyConnectedNet, Gate
@@ -19,6 +20,11 @@ from equipes.graph import AtomGraph
 set_optimization_defaults(jit_script_fx=False)  # compiling takes longer than all the rest
 
 SYMBOLS = ["C", "H", "O"]  # alphabetical, as the package sorts them
+
+
+def structure(seed: int = 0) -> Atoms:
+    rng = np.random.default_rng(seed)
+    return Atoms("CHOCH", positions=rng.uniform(0, 4, (5, 3)), cell=[4.0, 4.3, 4.6], pbc=True)
 
 
 def config(**changes: Any) -> dict[str, Any]:

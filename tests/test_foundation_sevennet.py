@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
 from ase.io import read
 from ase.stress import full_3x3_to_voigt_6_stress
 
@@ -17,7 +16,7 @@ from equipes.foundation import read_sevennet
 from equipes.graph import AtomGraph
 from equipes.models import Potential, build, convert, load
 from laws import ROUND_OFF, close
-from sevennet_checkpoints import Reference, config, modal, plain
+from sevennet_checkpoints import Reference, config, modal, plain, structure
 
 OLD_SIGN = ((1, 2, 2), (2, 1, 2), (2, 2, 1), (1, 3, 3), (3, 1, 3), (3, 3, 1))
 # What differs from the plain checkpoint, and the tables of the other sign.
@@ -31,11 +30,6 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[tuple[int, int, int], ...]]] = {
     "one layer": ({"num_convolution_layer": 1}, ()),
     "modalities": (modal({"fine": 0, "coarse": 1}), OLD_SIGN),
 }
-
-
-def structure(seed: int = 0) -> Atoms:
-    rng = np.random.default_rng(seed)
-    return Atoms("CHOCH", positions=rng.uniform(0, 4, (5, 3)), cell=[4.0, 4.3, 4.6], pbc=True)
 
 
 def exact(potential: Potential, **changes: Any) -> Potential:

@@ -13,7 +13,7 @@ _HOMES = {
     "AtomGraph": "equipes.graph",
     "Potential": "equipes.models.potential",
     "Prediction": "equipes.models.potential",
-    "load": "equipes.models",
+    "load": "equipes.foundation",
     "build": "equipes.models",
     "Calculator": "equipes.calculators",
     "InputError": "equipes.errors",
@@ -36,8 +36,9 @@ __all__ = [
 if TYPE_CHECKING:
     from equipes.calculators import Calculator
     from equipes.errors import InputError
+    from equipes.foundation import load
     from equipes.graph import AtomGraph
-    from equipes.models import build, load
+    from equipes.models import build
     from equipes.models.potential import Potential, Prediction
 
 

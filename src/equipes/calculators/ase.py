@@ -15,7 +15,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from equipes.calculators.neighbors import SkinnedNeighbors
 from equipes.errors import InputError
-from equipes.models import Potential, convert, load
+from equipes.foundation import load
+from equipes.models import Potential, adapted, convert
 
 
 class Calculator(AseCalculator):
@@ -26,9 +27,12 @@ class Calculator(AseCalculator):
     whatever was calculated before.
 
     Args:
-        model: path of a model file, or a `Potential`; it is copied, so what happens to it later changes nothing here.
+        model: path of a model file, name of a published potential (`equipes models list`), or a `Potential`; it is
+            copied, so what happens to it later changes nothing here.
         device: where the network runs.
         dtype: "float32" or "float64", the number type of the network; None keeps the model's own. Geometry is float64.
+        modal: of a potential that knows several kinds of reference calculation, the one to speak for.
+        species: keep only these elements of those that it knows.
         skin: Å added to the cutoff when neighbours are collected; the list serves until an atom has moved half of it.
 
     Raises:
@@ -53,6 +57,9 @@ class Calculator(AseCalculator):
         device: str | torch.device = "cpu",
         dtype: str | None = "float32",
         skin: float = 0.5,
+        *,
+        modal: str | None = None,
+        species: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if not (np.isfinite(skin) and skin >= 0):
@@ -60,8 +67,9 @@ class Calculator(AseCalculator):
         self.device = _device(device)
         if isinstance(model, Potential):
             self.potential = convert(model, dtype or str(model.dtype).removeprefix("torch.")).to(self.device)
+            self.potential = adapted(self.potential, species=species, modal=modal)
         else:
-            self.potential = load(model, device=self.device, dtype=dtype)
+            self.potential = load(model, device=self.device, dtype=dtype, species=species, modal=modal)
         self.potential.eval().requires_grad_(False)
         self._neighbors = SkinnedNeighbors(self.potential.cutoff, skin)
 

@@ -6,5 +6,20 @@ from equipes.models.files import convert, load
 from equipes.models.nequip import NequIP
 from equipes.models.potential import Potential, Prediction
 from equipes.models.registry import ARCHITECTURES, DTYPES, build
+from equipes.models.sevennet import SevenNet
+from equipes.models.variants import adapted, choose_modality, keep_species
 
-__all__ = ["ARCHITECTURES", "DTYPES", "NequIP", "Potential", "Prediction", "build", "convert", "load"]
+__all__ = [
+    "ARCHITECTURES",
+    "DTYPES",
+    "NequIP",
+    "Potential",
+    "Prediction",
+    "SevenNet",
+    "adapted",
+    "build",
+    "choose_modality",
+    "convert",
+    "keep_species",
+    "load",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from ase.data import atomic_numbers
@@ -108,6 +109,7 @@ class NequIP(Architecture):
     """
 
     EXACT = ("scales", "shifts", "basis.roots")
+    PER_SPECIES: ClassVar = {"embedding": 0, "scales": 0, "shifts": 0}
 
     def __init__(
         self,

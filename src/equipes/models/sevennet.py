@@ -98,7 +98,8 @@ class SevenNet(Architecture):
         InputError: a value out of its range, a species, modality or key that is not known.
     """
 
-    EXACT: ClassVar = ("scales", "shifts", "basis.roots")
+    EXACT = ("scales", "shifts", "basis.roots")
+    PER_SPECIES: ClassVar = {"embedding": 0, "scales": -1, "shifts": -1}
 
     def __init__(
         self,
@@ -251,8 +252,8 @@ class SevenNet(Architecture):
             )
         return self.modality
 
-    def kept_with_species(self) -> dict[str, Any]:
-        """Hyperparameters whose default depends on how many species there are."""
+    def fixed_hyperparameters(self) -> dict[str, Any]:
+        """See `Architecture.fixed_hyperparameters`."""
         return {"embedding_fan_in": self.embedding_fan_in}
 
 
