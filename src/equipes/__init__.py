@@ -14,7 +14,7 @@ _HOMES = {
     "Potential": "equipes.models.potential",
     "Prediction": "equipes.models.potential",
     "FrozenPotential": "equipes.models.frozen",
-    "load": "equipes.models",
+    "load": "equipes.foundation",
     "load_frozen": "equipes.models",
     "build": "equipes.models",
     "Calculator": "equipes.calculators",
@@ -40,8 +40,9 @@ __all__ = [
 if TYPE_CHECKING:
     from equipes.calculators import Calculator
     from equipes.errors import InputError
+    from equipes.foundation import load
     from equipes.graph import AtomGraph
-    from equipes.models import build, load, load_frozen
+    from equipes.models import build, load_frozen
     from equipes.models.frozen import FrozenPotential
     from equipes.models.potential import Potential, Prediction
 

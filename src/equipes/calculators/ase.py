@@ -16,9 +16,10 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from equipes.calculators.neighbors import NeighborList, SkinnedNeighbors
 from equipes.errors import InputError
+from equipes.foundation import load, locate
 from equipes.kernels import kernel_name
 from equipes.kernels.native.frozen import Neighbours
-from equipes.models import DTYPES, FrozenPotential, Potential, convert, is_frozen, load, load_frozen
+from equipes.models import DTYPES, FrozenPotential, Potential, adapted, convert, is_frozen, load_frozen
 from equipes.models.frozen import supports as can_freeze
 
 # A frozen potential whose forces are off by more than this much of the largest is not used. Round-off is about 1e-5.
@@ -38,10 +39,12 @@ class Calculator(AseCalculator):
     other devices, and for architectures that cannot be frozen the calculator is exact anyway.
 
     Args:
-        model: path of a model file, a `Potential` or a `FrozenPotential`; it is copied, so what happens to it later
-            changes nothing here.
+        model: path of a model file, name of a published potential (`equipes models list`), a `Potential` or a
+            `FrozenPotential`; it is copied, so what happens to it later changes nothing here.
         device: where the network runs.
         dtype: "float32" or "float64", the number type of the network; None keeps the model's own. Geometry is float64.
+        modal: of a potential that knows several kinds of reference calculation, the one to speak for.
+        species: keep only these elements of those that it knows.
         skin: Å added to the cutoff when neighbours are collected; the list serves until an atom has moved half of it.
         exact: do not freeze the model.
 
@@ -73,6 +76,9 @@ class Calculator(AseCalculator):
         dtype: str | None = "float32",
         skin: float = 0.5,
         exact: bool = False,
+        *,
+        modal: str | None = None,
+        species: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if not (np.isfinite(skin) and skin >= 0):
@@ -80,18 +86,21 @@ class Calculator(AseCalculator):
         self.device = _device(device)
         self.potential: Potential | None = None
         self.frozen: FrozenPotential | None = None
-        if isinstance(model, str | os.PathLike) and is_frozen(model):
-            model = load_frozen(model, dtype=dtype)
+        if not isinstance(model, Potential | FrozenPotential):
+            model = locate(model)
+            if is_frozen(model):
+                model = load_frozen(model, dtype=dtype)
         if isinstance(model, FrozenPotential):
-            if exact or self.device.type != "cpu":
+            if exact or self.device.type != "cpu" or species is not None or modal is not None:
                 raise InputError(
                     "a frozen potential runs on the CPU as it was frozen; give the model that it was made from"
                 )
             self.frozen = model if dtype is None else model.with_dtype(_dtype(dtype))
         elif isinstance(model, Potential):
             self.potential = convert(model, dtype or str(model.dtype).removeprefix("torch.")).to(self.device)
+            self.potential = adapted(self.potential, species=species, modal=modal)
         else:
-            self.potential = load(model, device=self.device, dtype=dtype)
+            self.potential = load(model, device=self.device, dtype=dtype, species=species, modal=modal)
         if self.potential is not None:
             self.potential.eval().requires_grad_(False)
         self._may_freeze = (

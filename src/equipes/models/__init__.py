@@ -7,6 +7,8 @@ from equipes.models.frozen import FrozenPotential
 from equipes.models.nequip import NequIP
 from equipes.models.potential import Potential, Prediction
 from equipes.models.registry import ARCHITECTURES, DTYPES, build
+from equipes.models.sevennet import SevenNet
+from equipes.models.variants import adapted, choose_modality, keep_species
 
 __all__ = [
     "ARCHITECTURES",
@@ -15,9 +17,13 @@ __all__ = [
     "NequIP",
     "Potential",
     "Prediction",
+    "SevenNet",
+    "adapted",
     "build",
+    "choose_modality",
     "convert",
     "is_frozen",
+    "keep_species",
     "load",
     "load_frozen",
 ]

@@ -22,6 +22,7 @@ from equipes.irreps import Irrep, Irreps
 from equipes.kernels.form import Path
 from equipes.models.nequip import NequIP
 from equipes.models.potential import Architecture
+from equipes.models.sevennet import SevenNet
 from equipes.nn import Linear, ScalarMLP, SpeciesLinear, polynomial_cutoff
 
 EVEN = Irrep(0, 1)
@@ -159,7 +160,65 @@ def _nequip(model: NequIP, types: list[int]) -> Blueprint:
     )
 
 
-_DESCRIPTIONS: dict[str, Callable[..., Blueprint]] = {"NequIP": _nequip}
+def _sevennet(model: SevenNet, types: list[int]) -> Blueprint:
+    modality = model.chosen_modality()
+    features = model.embedding[types] / math.sqrt(model.embedding_fan_in)
+
+    def radial_basis(x: Tensor) -> Tensor:
+        return model.basis(x) * model.envelope(x * model.r_max).unsqueeze(1)
+
+    layers = []
+    for block in model.layers:
+        form = block.form
+        radial = _composed(block.radial_network, radial_basis)
+        if not model.normalize_harmonics:
+            # Y_l grows as r^l: the weights of a path take this over, and the harmonics are those of directions.
+            degrees = [path.l2 for path in form.paths for _ in range(form.irreps_in[path.block][0])]
+            radial = _times_powers(radial, torch.tensor(degrees, dtype=torch.float64), model.r_max)
+        constants = features.new_zeros(len(types), block.gate.irreps_in.multiplicity(EVEN))
+        hidden_constants = None
+        if block.linear_1.n_modalities and modality is not None:
+            hidden_constants = block.linear_1.bias(modality)
+            constants = constants + block.linear_2.bias(modality)
+        layers.append(
+            Layer(
+                irreps_in=form.irreps_in,
+                paths=form.paths,
+                radial=radial,
+                linear_1=_matrices(block.linear_1),
+                linear_2={
+                    irrep: matrix / block.denominator for irrep, matrix in _matrices(block.linear_2).items()
+                },
+                self_connection=_matrices(block.self_connection),
+                scalars=block.gate.scalars,
+                gated=block.gate.gated,
+                constants=constants,
+                hidden_constants=hidden_constants,
+            )
+        )
+    first, second = model.readout
+    scales, shifts = (own if own.dim() == 1 else own[modality] for own in (model.scales, model.shifts))
+    scales, shifts = scales[types], shifts[types]
+    last = second.matrix(str(EVEN))  # [width, 1]
+    if first.n_modalities and modality is not None:
+        shifts = shifts + scales * (first.bias(modality) @ last)
+    return Blueprint(
+        l_max=model.l_max,
+        cutoffs=features.new_full((len(types), len(types)), model.r_max),
+        kinks=() if model.xplor_on is None else (model.xplor_on / model.r_max,),
+        features=features,
+        layers=tuple(layers),
+        readout=(first.matrix(str(EVEN)) @ last,),
+        scales=scales,
+        shifts=shifts,
+    )
+
+
+_DESCRIPTIONS: dict[str, Callable[..., Blueprint]] = {"NequIP": _nequip, "SevenNet": _sevennet}
+
+
+def _times_powers(function: Callable[[Tensor], Tensor], powers: Tensor, unit: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: function(x) * (x.unsqueeze(1) * unit) ** powers
 
 
 def _composed(outer: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -168,12 +227,11 @@ def _composed(outer: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tenso
 
 def _matrices(linear: Linear) -> dict[Irrep, Tensor]:
     """`[1, in, out]` by irrep, with the normalisation."""
-    matrices = {}
-    for irrep in linear.irreps_out.irreps:
-        if str(irrep) in linear.weights:
-            weight = linear.weights[str(irrep)]
-            matrices[irrep] = (weight / math.sqrt(weight.shape[0])).unsqueeze(0)
-    return matrices
+    return {
+        irrep: linear.matrix(str(irrep)).unsqueeze(0)
+        for irrep in linear.irreps_out.irreps
+        if str(irrep) in linear.weights
+    }
 
 
 def _species_matrices(linear: SpeciesLinear, embedding: Tensor) -> dict[Irrep, Tensor]:
@@ -189,7 +247,8 @@ def _species_matrices(linear: SpeciesLinear, embedding: Tensor) -> dict[Irrep, T
 
 def _network_matrices(network: ScalarMLP) -> list[Tensor]:
     return [
-        weight * math.sqrt((1 if k == 0 else 2) / weight.shape[0]) for k, weight in enumerate(network.weights)
+        weight * ((network.activation_scale if k else 1.0) / math.sqrt(weight.shape[0]))
+        for k, weight in enumerate(network.weights)
     ]
 
 

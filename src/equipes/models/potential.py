@@ -51,10 +51,17 @@ class Architecture(nn.Module):
     Attributes:
         r_max: the distance beyond which atoms do not see each other, Å.
         EXACT: names of parameters that stay float64 whatever the number type of the network.
+        PER_SPECIES: names of parameters that are tables of the species, and the dimension that the species run along;
+            without any, the model cannot be cut to some of its species.
     """
 
     EXACT: ClassVar[tuple[str, ...]] = ()
+    PER_SPECIES: ClassVar[Mapping[str, int]] = {}
     r_max: float
+
+    def fixed_hyperparameters(self) -> dict[str, Any]:
+        """Hyperparameters whose defaults depend on how many species there are, with their values in this model."""
+        return {}
 
 
 class Potential(nn.Module):
