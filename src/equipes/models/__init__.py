@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from equipes.models.files import convert, load
+from equipes.models.files import convert, is_frozen, load, load_frozen
+from equipes.models.frozen import FrozenPotential
 from equipes.models.nequip import NequIP
 from equipes.models.potential import Potential, Prediction
 from equipes.models.registry import ARCHITECTURES, DTYPES, build
@@ -12,6 +13,7 @@ from equipes.models.variants import adapted, choose_modality, keep_species
 __all__ = [
     "ARCHITECTURES",
     "DTYPES",
+    "FrozenPotential",
     "NequIP",
     "Potential",
     "Prediction",
@@ -20,6 +22,8 @@ __all__ = [
     "build",
     "choose_modality",
     "convert",
+    "is_frozen",
     "keep_species",
     "load",
+    "load_frozen",
 ]
