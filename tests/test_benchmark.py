@@ -58,7 +58,7 @@ def test_which_crystals() -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def emt(*_: object, **__: object) -> EMT:
         calculator = EMT()
-        calculator.potential = SimpleNamespace(species=("Cu", "Al"))
+        calculator.frozen, calculator.potential = None, SimpleNamespace(species=("Cu", "Al"))
         return calculator
 
     monkeypatch.setattr("equipes.calculators.Calculator", emt)

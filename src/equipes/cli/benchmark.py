@@ -47,7 +47,8 @@ def crystals(
     from equipes.calculators import Calculator
 
     calculator = Calculator(model, device=device, dtype=dtype.value, modal=modal)
-    wanted = chosen(names or [], calculator.potential.species)
+    potential = calculator.potential or calculator.frozen
+    wanted = chosen(names or [], potential.species if potential is not None else ())
     with progress_bar() as progress, stopping():
         task = progress.add_task("crystals", total=len(wanted))
         done = iter(range(len(wanted)))
