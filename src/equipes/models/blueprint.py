@@ -217,11 +217,15 @@ def _sevennet(model: SevenNet, types: list[int]) -> Blueprint:
 _DESCRIPTIONS: dict[str, Callable[..., Blueprint]] = {"NequIP": _nequip, "SevenNet": _sevennet}
 
 
-def _times_powers(function: Callable[[Tensor], Tensor], powers: Tensor, unit: float) -> Callable[[Tensor], Tensor]:
+def _times_powers(
+    function: Callable[[Tensor], Tensor], powers: Tensor, unit: float
+) -> Callable[[Tensor], Tensor]:
     return lambda x: function(x) * (x.unsqueeze(1) * unit) ** powers
 
 
-def _composed(outer: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _composed(
+    outer: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
     return lambda x: outer(inner(x))
 
 
@@ -247,7 +251,7 @@ def _species_matrices(linear: SpeciesLinear, embedding: Tensor) -> dict[Irrep, T
 
 def _network_matrices(network: ScalarMLP) -> list[Tensor]:
     return [
-        weight * ((network.activation_scale if k else 1.0) / math.sqrt(weight.shape[0]))
+        weight * math.sqrt((network.gain if k else 1.0) / weight.shape[0])
         for k, weight in enumerate(network.weights)
     ]
 
@@ -289,7 +293,9 @@ def _living(layer: Layer, wanted: set[Irrep]) -> Layer:
 
     self_connection = columns_of(layer.self_connection)
     living = [path.out in needed for path in layer.paths]
-    sources = {layer.irreps_in.irreps[path.block] for path, lives in zip(layer.paths, living, strict=True) if lives}
+    sources = {
+        layer.irreps_in.irreps[path.block] for path, lives in zip(layer.paths, living, strict=True) if lives
+    }
     irreps_in = Irreps(term for term in layer.irreps_in if term[1] in sources | set(self_connection))
     weights: list[int] = []
     start = 0

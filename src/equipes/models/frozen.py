@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import os
 
 # Errors of the splines relative to the largest values, by number type: below its round-off in energies and forces.
-TOLERANCES = {torch.float32: 3e-8, torch.float64: 1e-10}
+TOLERANCES = {torch.float32: 3e-8, torch.float64: 1e-9}
 
 
 class FrozenPotential:
@@ -65,6 +65,8 @@ class FrozenPotential:
         self.arrays = dict(arrays)
         self.deviation = dict(deviation)
         self.provenance = dict(provenance or {})
+        if len(self.species) != len(arrays["scales"]):
+            raise ValueError("the number of species is not that of their energies")
         self._engine = FrozenEngine(structure, arrays, dtype)
         self._type_of_number = np.full(len(chemical_symbols), -1, dtype=np.int64)
         for index, symbol in enumerate(self.species):
@@ -178,7 +180,9 @@ class FrozenPotential:
 def supports(potential: Potential) -> bool:
     """Whether a potential can be frozen here: a known architecture of a degree that the native code was built for."""
     extension = native.module()
-    return extension is not None and can_describe(potential.model) and potential.model.l_max <= extension.max_l
+    return (
+        extension is not None and can_describe(potential.model) and potential.model.l_max <= extension.max_l
+    )
 
 
 def freeze(
@@ -197,7 +201,9 @@ def freeze(
         raise InputError(
             f"a {potential.architecture} model like this cannot be frozen; use the exact model (exact=True or --exact)"
         )
-    wanted = list(potential.species) if species is None else [s for s in potential.species if s in set(species)]
+    wanted = (
+        list(potential.species) if species is None else [s for s in potential.species if s in set(species)]
+    )
     unknown = [symbol for symbol in species or () if symbol not in potential.species]
     if unknown or not wanted:
         raise InputError(
@@ -207,7 +213,14 @@ def freeze(
     plan = blueprint(exact.model, [potential.species.index(symbol) for symbol in wanted])
     structure, arrays = describe(plan, TOLERANCES[potential.dtype] if tolerance is None else tolerance)
     frozen = FrozenPotential(
-        potential.architecture, wanted, potential.cutoff, potential.dtype, structure, arrays, {}, potential.provenance
+        potential.architecture,
+        wanted,
+        potential.cutoff,
+        potential.dtype,
+        structure,
+        arrays,
+        {},
+        potential.provenance,
     )
     frozen.deviation = measure(frozen, exact)
     return frozen
@@ -239,7 +252,9 @@ def describe(plan: Blueprint, tolerance: float) -> tuple[dict[str, Any], dict[st
             splines, reached = _first_layer(plan, layer, splines)
             for irrep, matrix in layer.self_connection.items():
                 if irrep == EVEN:
-                    constants = constants + torch.einsum("su,suw->sw", plan.features, matrix.expand(len(plan.features), -1, -1))
+                    constants = constants + torch.einsum(
+                        "su,suw->sw", plan.features, matrix.expand(len(plan.features), -1, -1)
+                    )
         else:
             blocks = layer.irreps_in.irreps
             for irrep, matrix in layer.linear_1.items():
@@ -247,7 +262,9 @@ def describe(plan: Blueprint, tolerance: float) -> tuple[dict[str, Any], dict[st
             for irrep, matrix in layer.linear_2.items():
                 arrays[f"layers.{k}.linear_2.0.{gate_in.irreps.index(irrep)}"] = matrix
             for irrep, matrix in layer.self_connection.items():
-                arrays[f"layers.{k}.self_connection.{blocks.index(irrep)}.{gate_in.irreps.index(irrep)}"] = matrix
+                arrays[f"layers.{k}.self_connection.{blocks.index(irrep)}.{gate_in.irreps.index(irrep)}"] = (
+                    matrix
+                )
             if layer.hidden_constants is not None:
                 arrays[f"layers.{k}.hidden_constants"] = layer.hidden_constants
         arrays[f"layers.{k}.splines"] = splines
