@@ -18,7 +18,7 @@ import equipes
 from command_line import run_forked
 from equipes import AtomGraph, InputError
 from equipes.kernels import native
-from equipes.models import FrozenPotential, Potential, build, convert
+from equipes.models import Potential, build, convert
 from equipes.models.blueprint import blueprint
 from equipes.models.deviation import check_structures
 from equipes.models.potential import Prediction

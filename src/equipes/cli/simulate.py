@@ -297,15 +297,23 @@ def _start(
 
     atoms = read_structure(structure, frame)
     calculator = Calculator(model, device=device, dtype=dtype.value, modal=modal, exact=exact)
-    frozen = calculator.freeze_for(atoms.symbols)
-    if frozen is not None:
-        off = frozen.deviation
-        typer.echo(
-            f"Frozen for {', '.join(frozen.species)}: within {off['energy']:.1e} eV/atom, {off['forces']:.1e} eV/Å, "
-            f"{off['stress']:.1e} eV/Å³ of the model (--exact runs the model itself)",
-            err=True,
-        )
+    _freeze(calculator, atoms)
     return atoms, calculator
+
+
+def _freeze(calculator: Any, atoms: ase.Atoms) -> None:
+    """Freeze the potential ahead of the work, and say how far it is from the model."""
+    from equipes.calculators.ase import Calculator
+
+    frozen = calculator.freeze_for(atoms.symbols) if isinstance(calculator, Calculator) else None
+    if frozen is None:
+        return
+    off = frozen.deviation
+    typer.echo(
+        f"Frozen for {', '.join(frozen.species)}: within {off['energy']:.1e} eV/atom, {off['forces']:.1e} eV/Å, "
+        f"{off['stress']:.1e} eV/Å³ of the model (--exact runs the model itself)",
+        err=True,
+    )
 
 
 def _check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:

@@ -69,8 +69,10 @@ def _scaled(
 
 
 def measure(frozen: FrozenPotential, exact: Potential) -> dict[str, float]:
-    """Largest differences of energies per atom (eV), forces (eV/Å) and stress (eV/Å³) from the model in float64, and how
-    large forces and stress are there."""
+    """Largest differences of energies per atom (eV), forces (eV/Å) and stress (eV/Å³) from the model in float64.
+
+    And how large forces and stress are there.
+    """
     structures = check_structures(frozen.species)
     graph = AtomGraph.batch([AtomGraph.from_atoms(atoms, frozen.cutoff) for atoms in structures])
     found, expected = frozen(graph), exact(graph)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
-from equipes.irreps import Irreps
 from equipes.kernels import native
 from equipes.kernels.native.frozen import FrozenEngine, Neighbours
 from equipes.models.blueprint import EVEN, Blueprint, Layer, blueprint, can_describe
@@ -29,8 +28,8 @@ TOLERANCES = {torch.float32: 3e-8, torch.float64: 1e-9}
 class FrozenPotential:
     """A potential for some species whose energies, forces and virial are computed natively and without autograd.
 
-    Its radial functions are splines, so it is not exactly the potential it was made from; how far they are apart on test
-    structures is measured when it is made. Forces are the exact derivatives of its own energy.
+    Its radial functions are splines, so it is not exactly the potential it was made from; how far they are apart on
+    test structures is measured when it is made. Forces are the exact derivatives of its own energy.
 
     Made by `Potential.freeze` and by `equipes.load` from a file that `save` wrote.
 
@@ -207,7 +206,8 @@ def freeze(
     unknown = [symbol for symbol in species or () if symbol not in potential.species]
     if unknown or not wanted:
         raise InputError(
-            f"cannot freeze for {', '.join(unknown) or 'no species'}; the potential knows {', '.join(potential.species)}"
+            f"cannot freeze for {', '.join(unknown) or 'no species'}; "
+            f"the potential knows {', '.join(potential.species)}"
         )
     exact = convert(potential, "float64").to("cpu").eval().requires_grad_(False)
     plan = blueprint(exact.model, [potential.species.index(symbol) for symbol in wanted])
@@ -229,8 +229,8 @@ def freeze(
 def describe(plan: Blueprint, tolerance: float) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The structure and the arrays of a frozen potential.
 
-    The first layer's features depend on the species alone, so its linear layers are folded into the splines: one function
-    for each species of the sender and channel of z.
+    The first layer's features depend on the species alone, so its linear layers are folded into the splines: one
+    function for each species of the sender and channel of z.
     """
     knots = choose_knots([layer.radial for layer in plan.layers], plan.kinks, tolerance)
     arrays: dict[str, Tensor] = {

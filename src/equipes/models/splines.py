@@ -39,8 +39,10 @@ def derivatives(function: Function, x: Tensor, order: int) -> list[Tensor]:
 
 
 def polynomials(function: Function, left: Tensor, right: Tensor) -> Tensor:
-    """`[intervals, 6, channels]`: c0 + c1 t + .. + c5 t⁵, t = 0..1 between the ends, with the function's value and first
-    two derivatives at both."""
+    """`[intervals, 6, channels]`: c0 + c1 t + .. + c5 t⁵, t = 0..1 between the ends.
+
+    At both ends it has the function's value and first two derivatives.
+    """
     width = (right - left).unsqueeze(1)
     f0, d0, s0 = derivatives(function, left, 2)
     f1, d1, s1 = derivatives(function, right - _BEFORE, 2)
