@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from laws import Model
+from dataclasses import replace
+
+from ase import Atoms
+
+from laws import Model, graph_of
 
 SHIFTS = {"H": -1.25, "C": 3.0, "O": -2.5}
 SCALES = {"H": 0.8, "C": 1.3, "O": 1.1}
@@ -26,6 +30,29 @@ def nequip(name: str, **hyperparameters: object) -> Model:
     for value in (hyperparameters.get("per_edge_type_cutoff") or {}).values():
         cutoffs |= set(value.values()) if isinstance(value, dict) else {value}
     return Model(f"nequip {name}", "nequip", small | hyperparameters, SHIFTS, tuple(sorted(cutoffs)))
+
+
+def mace(name: str, **hyperparameters: object) -> Model:
+    """A small MACE; keyword arguments change its hyperparameters.
+
+    With a residual first block, isolated atoms have an energy from their self-connection too.
+    """
+    small = {
+        "r_max": 3.2,
+        "num_bessel": 4,
+        "max_ell": 2,
+        "hidden_irreps": "4x0e + 4x1o",
+        "radial_MLP": [8],
+        "MLP_irreps": "5x0e",
+        "avg_num_neighbors": 2.0,
+        "atomic_energies": SHIFTS,
+        "atomic_inter_scale": 0.9,
+    }
+    model = Model(f"mace {name}", "mace", small | hyperparameters, SHIFTS, (small["r_max"],))
+    if hyperparameters.get("interaction_cls_first") != "RealAgnosticResidualInteractionBlock":
+        return model
+    alone = {symbol: model.float64(graph_of([Atoms(symbol)], small["r_max"])) for symbol in SHIFTS}
+    return replace(model, reference_energies={symbol: p.energy.item() for symbol, p in alone.items()})
 
 
 SMALLEST = nequip("l_max 1")
@@ -58,4 +85,29 @@ MODELS = [
         per_type_energy_shifts_trainable=True,
         zbl=True,
     ),
+    mace("two layers"),
+    mace("one layer, five bodies", num_interactions=1, correlation=4, max_ell=1),
+    mace(
+        "residual, Agnesi, scalars between three layers",
+        interaction_cls_first="RealAgnosticResidualInteractionBlock",
+        num_interactions=3,
+        hidden_irreps="3x0e",
+        correlation=[1, 2, 1],
+        num_bessel=2,
+        distance_transform="Agnesi",
+    ),
+    mace(
+        "density, Soft, repulsion, two heads, hidden to l = 2",
+        max_ell=3,
+        correlation=2,
+        hidden_irreps="2x0e + 2x1o + 2x2e",
+        interaction_cls_first="RealAgnosticDensityInteractionBlock",
+        interaction_cls="RealAgnosticDensityResidualInteractionBlock",
+        distance_transform="Soft",
+        pair_repulsion=True,
+        heads=["other", "Default"],
+        atomic_energies={"other": 7.0, "Default": SHIFTS},
+        atomic_inter_scale=[3.0, 0.9],
+    ),
+    mace("pseudovectors", hidden_irreps="2x0e + 2x1o + 2x1e", avg_num_neighbors=1.5),
 ]

@@ -32,19 +32,36 @@ def info(model: ModelPath, json: JsonPath = None, overwrite: Overwrite = False) 
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Weights of NequIP: npz with `config` and `w/…`.")
+        Path,
+        typer.Argument(
+            metavar="IN",
+            help="A checkpoint of MACE (*.model), or weights of NequIP: npz with `config` and `w/…`.",
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The model to write: *.safetensors.")],
+    head: Annotated[
+        str | None,
+        typer.Option("--head", metavar="NAME", help="Of a MACE with several heads, the one to use."),
+    ] = None,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert weights of the NequIP package into an equipes model; energies and forces stay the same."""
+    """Convert a model of MACE or NequIP into an equipes model; energies and forces stay the same.
+
+    Nothing that the file contains is run.
+    """
+    from equipes.errors import InputError
     from equipes.files import refuse_overwrite
-    from equipes.foundation import read_nequip_npz
+    from equipes.foundation import mace, read_nequip_npz
 
     check_json_path(json, overwrite=overwrite)
     refuse_overwrite(target, overwrite=overwrite)
-    potential = read_nequip_npz(source)
+    if source.suffix == ".model" or mace.recognises(source):
+        potential = mace.read_checkpoint(source, head=head)
+    elif head is not None:
+        raise InputError(f"{source}: no checkpoint of MACE, so --head {head} means nothing; leave it out")
+    else:
+        potential = read_nequip_npz(source)
     potential.save(target, overwrite=overwrite)
     summary = potential.summary()
     print_table(_flat(summary), title=f"{source} → {target}", quiet=json == STDOUT)

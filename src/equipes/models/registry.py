@@ -10,10 +10,11 @@ import torch
 from ase.data import atomic_numbers
 
 from equipes.errors import InputError
+from equipes.models.mace import MACE
 from equipes.models.nequip import NequIP
 from equipes.models.potential import Architecture, Potential
 
-ARCHITECTURES: dict[str, type[Architecture]] = {"nequip": NequIP}
+ARCHITECTURES: dict[str, type[Architecture]] = {"nequip": NequIP, "mace": MACE}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 

@@ -57,18 +57,21 @@ class SpeciesLinear(nn.Module):
             }
         )
 
-    def forward(self, x: Tensor, embedding: Tensor, groups: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None, groups: Sequence[Tensor]) -> Tensor:
         """`[N, irreps_in.dim]` -> `[N, irreps_out.dim]`.
 
         Args:
             x: features.
-            embedding: `[n_species, A]`.
+            embedding: `[n_species, A]`; None is one-hot, A = n_species.
             groups: for each species, the atoms of it.
         """
         matrices = {}
         for name, weight in self.weights.items():
-            n_in, n_attributes, _ = weight.shape
-            matrices[name] = torch.einsum("sv,uvw->suw", embedding / math.sqrt(n_in * n_attributes), weight)
+            scale = math.sqrt(weight.shape[0] * weight.shape[1])
+            if embedding is None:
+                matrices[name] = weight.transpose(0, 1) / scale
+            else:
+                matrices[name] = torch.einsum("sv,uvw->suw", embedding / scale, weight)
         result = x.new_zeros(x.shape[0], self.irreps_out.dim)
         for species, atoms in enumerate(groups):
             if len(atoms) == 0:
