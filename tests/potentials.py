@@ -51,8 +51,30 @@ def mace(name: str, **hyperparameters: object) -> Model:
     model = Model(f"mace {name}", "mace", small | hyperparameters, SHIFTS, (small["r_max"],))
     if hyperparameters.get("interaction_cls_first") != "RealAgnosticResidualInteractionBlock":
         return model
-    alone = {symbol: model.float64(graph_of([Atoms(symbol)], small["r_max"])) for symbol in SHIFTS}
-    return replace(model, reference_energies={symbol: p.energy.item() for symbol, p in alone.items()})
+    return with_own_reference_energies(model)
+
+
+def invariant(architecture: str, name: str, *cutoffs: float, **hyperparameters: object) -> Model:
+    """A small SchNet, PhysNet or ANI, whose networks have something to say on isolated atoms."""
+    small = {
+        "r_max": 3.2,
+        "per_type_energy_scales": SCALES,
+        "per_type_energy_shifts": SHIFTS,
+    }
+    cutoffs = (*cutoffs, small["r_max"])
+    # The second derivative of ANI's cosine cutoff jumps.
+    kinks = cutoffs if architecture == "ani" else ()
+    model = Model(
+        f"{architecture} {name}", architecture, small | hyperparameters, SHIFTS, cutoffs, kinks=kinks
+    )
+    return with_own_reference_energies(model)
+
+
+def with_own_reference_energies(model: Model) -> Model:
+    """The model, whose reference energies are what it says of isolated atoms."""
+    alone = {symbol: model.float64(graph_of([Atoms(symbol)], max(model.cutoffs))) for symbol in SHIFTS}
+    energies = {symbol: prediction.energy.item() for symbol, prediction in alone.items()}
+    return replace(model, reference_energies=energies, alone=1e-14)
 
 
 SMALLEST = nequip("l_max 1")
@@ -110,4 +132,38 @@ MODELS = [
         atomic_inter_scale=[3.0, 0.9],
     ),
     mace("pseudovectors", hidden_irreps="2x0e + 2x1o + 2x1e", avg_num_neighbors=1.5),
+    invariant("schnet", "two blocks", num_features=6, num_interactions=2, gaussian_spacing=0.5),
+    invariant("schnet", "three blocks, broad", num_features=8, num_interactions=3, gaussian_gamma=4.0),
+    invariant(
+        "physnet",
+        "two modules",
+        num_features=6,
+        num_basis=5,
+        num_modules=2,
+        num_residual_interaction=1,
+        num_residual_atomic=1,
+    ),
+    invariant(
+        "physnet",
+        "without residuals",
+        num_features=6,
+        num_modules=1,
+        num_basis=8,
+        num_residual_interaction=0,
+        num_residual_atomic=0,
+        num_residual_output=0,
+    ),
+    invariant(
+        "ani",
+        "smooth",
+        2.9,
+        angular_r_max=2.9,
+        hidden=[8, 5],
+        radial_eta=4.0,
+        num_radial=5,
+        angular_eta=2.0,
+        angular_zeta=4.0,
+        num_angular_shells=2,
+        num_angles=3,
+    ),
 ]
