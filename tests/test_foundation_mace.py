@@ -19,6 +19,8 @@ import pytest
 import torch
 from ase import Atoms
 
+from command_line import run_forked
+from equipes.calculators import Calculator
 from equipes.errors import InputError
 from equipes.foundation import pickles, read_mace_checkpoint
 from equipes.foundation.mace import recognises
@@ -388,3 +390,25 @@ def test_tensors_and_containers_come_back(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2).state_dict(), buffer)
     (tmp_path / "state.pt").write_bytes(buffer.getvalue())
     assert set(pickles.read_pickled(tmp_path / "state.pt")) == {"weight", "bias"}
+
+
+def test_convert_on_the_command_line(tmp_path: Path) -> None:
+    path = BUNDLED / "agnostic_two_heads.model"
+    done = run_forked("convert", path, "out.safetensors", "--head", "other", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    golden = recorded("agnostic_two_heads")["other/crystal"]
+    atoms = atoms_of(golden)
+    atoms.calc = Calculator(tmp_path / "out.safetensors", dtype="float64")
+    assert atoms.get_potential_energy() == pytest.approx(golden["energy"], abs=1e-10)
+    assert atoms.get_stress(voigt=False) == pytest.approx(np.array(golden["stress"]), abs=1e-12)
+    written(tmp_path / "evil.model", hostile(tmp_path)["system"])
+    for arguments, words in (
+        (["evil.model", "a.safetensors"], "evil.model: holds a system, not one of the models"),
+        ([BUNDLED.parent / "ethanol.npz", "a.safetensors", "--head", "x"], "no checkpoint of MACE"),
+        ([path, "out.safetensors"], "--overwrite"),
+        ([path, "b.safetensors", "--head", "x"], "model.head must be one of Default, other"),
+    ):
+        failed = run_forked("convert", *arguments, cwd=tmp_path)
+        assert failed.returncode == 2
+        assert words in failed.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"out.safetensors", "evil.model"}
