@@ -27,6 +27,7 @@ COMMANDS = (
     "md",
     "eos",
     "info",
+    "models",
     "data",
     "convert",
     "doctor",

@@ -403,7 +403,7 @@ def test_convert_on_the_command_line(tmp_path: Path) -> None:
     assert atoms.get_stress(voigt=False) == pytest.approx(np.array(golden["stress"]), abs=1e-12)
     written(tmp_path / "evil.model", hostile(tmp_path)["system"])
     for arguments, words in (
-        (["evil.model", "a.safetensors"], "evil.model: holds a system, not one of the models"),
+        (["evil.model", "a.safetensors"], "evil.model: no checkpoint of"),
         ([BUNDLED.parent / "ethanol.npz", "a.safetensors", "--head", "x"], "no checkpoint of MACE"),
         ([path, "out.safetensors"], "--overwrite"),
         ([path, "b.safetensors", "--head", "x"], "model.head must be one of Default, other"),

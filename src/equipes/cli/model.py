@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from equipes.cli.inputs import ModelPath
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
-
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +34,7 @@ def convert(
         Path,
         typer.Argument(
             metavar="IN",
-            help="A checkpoint of MACE (*.model), or weights of NequIP: npz with `config` and `w/…`.",
+            help="A checkpoint of SevenNet (*.pth) or MACE (*.model), or weights of NequIP (npz with `config`, `w/…`).",
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The model to write: *.safetensors.")],
@@ -46,22 +45,13 @@ def convert(
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert a model of MACE or NequIP into an equipes model; energies and forces stay the same.
-
-    Nothing that the file contains is run.
-    """
-    from equipes.errors import InputError
+    """Convert another package's weights into an equipes model; energies and forces stay the same, nothing is run."""
     from equipes.files import refuse_overwrite
-    from equipes.foundation import mace, read_nequip_npz
+    from equipes.foundation import read_checkpoint
 
     check_json_path(json, overwrite=overwrite)
     refuse_overwrite(target, overwrite=overwrite)
-    if source.suffix == ".model" or mace.recognises(source):
-        potential = mace.read_checkpoint(source, head=head)
-    elif head is not None:
-        raise InputError(f"{source}: no checkpoint of MACE, so --head {head} means nothing; leave it out")
-    else:
-        potential = read_nequip_npz(source)
+    potential = read_checkpoint(source, head=head)
     potential.save(target, overwrite=overwrite)
     summary = potential.summary()
     print_table(_flat(summary), title=f"{source} → {target}", quiet=json == STDOUT)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from equipes.cli.inputs import ModalOption, ModelPath
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
 from equipes.cli.simulate_tables import eos_lines, md_lines, relax_lines
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from equipes.simulate.records import Row
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
 StructurePath = Annotated[
     Path, typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads: extended XYZ, CIF, POSCAR, …")
 ]
@@ -85,6 +85,7 @@ def relax(
     trajectory: Annotated[
         Path | None, typer.Option(help="Write every step: *.extxyz, *.traj, … (what ASE writes).")
     ] = None,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -99,7 +100,7 @@ def relax(
     check_json_path(json, overwrite=overwrite)
     out = out or Path(f"{structure.stem}_relaxed.extxyz")
     _check_targets((out, trajectory), overwrite=overwrite)
-    atoms, calculator = _start(model, structure, frame, device, dtype)
+    atoms, calculator = _start(model, modal, structure, frame, device, dtype)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) if cell is None else cell
     if not quiet:
@@ -168,6 +169,7 @@ def md(
     thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -179,7 +181,7 @@ def md(
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
-    atoms, calculator = _start(model, structure, frame, device, dtype)
+    atoms, calculator = _start(model, modal, structure, frame, device, dtype)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
@@ -214,7 +216,7 @@ def md(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=_fingerprint(model, dtype),
+            potential=_fingerprint(model, modal, dtype),
             on_step=follow,
         )
     md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
@@ -240,6 +242,7 @@ def eos(
     ] = True,
     plot: Annotated[Path | None, typer.Option(help="Draw the curve: *.png, *.svg, *.pdf.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the structure at the best volume.")] = None,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -252,7 +255,7 @@ def eos(
     check_json_path(json, overwrite=overwrite)
     _check_targets((out,), overwrite=overwrite)
     _check_targets((plot,), overwrite=overwrite, structures=False)
-    atoms, calculator = _start(model, structure, frame, device, dtype)
+    atoms, calculator = _start(model, modal, structure, frame, device, dtype)
     with _progress() as progress, _stopping():
         task = progress.add_task("calculating", total=None)
 
@@ -277,11 +280,14 @@ def eos(
     write_json(summary, json, overwrite=overwrite)
 
 
-def _start(model: Path, structure: Path, frame: int, device: str, dtype: Precision) -> tuple[ase.Atoms, Any]:
+def _start(
+    model: Path, modal: str | None, structure: Path, frame: int, device: str, dtype: Precision
+) -> tuple[ase.Atoms, Any]:
     from equipes.calculators import Calculator
     from equipes.simulate.structures import read_structure
 
-    return read_structure(structure, frame), Calculator(model, device=device, dtype=dtype.value)
+    atoms = read_structure(structure, frame)
+    return atoms, Calculator(model, device=device, dtype=dtype.value, modal=modal)
 
 
 def _check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:
@@ -319,9 +325,12 @@ def _write(path: Path | None, structures: ase.Atoms | list[ase.Atoms], *, overwr
         write(temporary, structures)
 
 
-def _fingerprint(model: Path, dtype: Precision) -> str:
+def _fingerprint(model: Path, modal: str | None, dtype: Precision) -> str:
     """Tells one model from another in a checkpoint, wherever its file lies."""
-    return f"sha256:{hashlib.sha256(model.read_bytes()).hexdigest()[:16]} in {dtype.value}"
+    from equipes.foundation import locate
+
+    name = f"sha256:{hashlib.sha256(locate(model).read_bytes()).hexdigest()[:16]} in {dtype.value}"
+    return name if modal is None else f"{name} for {modal}"
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from equipes.graph import AtomGraph
+from equipes.models.arguments import PerSpecies, require
 from equipes.models.invariant import ScaleShift, cosine_cutoff
-from equipes.models.nequip import PerSpecies, require
 from equipes.models.potential import Architecture
 
 # Keeps the angle's derivative finite where three atoms stand in a line (as in the authors' TorchANI).

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from equipes.models.nequip import PerSpecies, per_species
+from equipes.models.arguments import PerSpecies, per_species
 
 
 class ScaleShift(nn.Module):

@@ -16,7 +16,7 @@ from equipes.graph import AtomGraph
 from equipes.harmonics import MAX_L, spherical_harmonics
 from equipes.irreps import Irrep, Irreps
 from equipes.kernels import MessagePassingForm, message_passing
-from equipes.models.nequip import PerSpecies, per_species, require
+from equipes.models.arguments import PerSpecies, per_species, require
 from equipes.models.potential import Architecture
 from equipes.nn import (
     AgnesiTransform,
@@ -67,7 +67,7 @@ class InteractionBlock(nn.Module):
         self.form = MessagePassingForm(irreps_in, max_ell, irreps_out.irreps)
         self.linear_up = Linear(irreps_in, irreps_in)
         self.radial_network = ScalarMLP(
-            radial_layers[0], radial_layers[1:], self.form.n_weights, activation_scale=SILU_SCALE
+            radial_layers[0], radial_layers[1:], self.form.n_weights, gain=SILU_SCALE**2
         )
         self.linear = Linear(self.form.irreps_out, irreps_out)
         self.skip = SpeciesLinear(

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from ase.data import atomic_numbers
 from torch import Tensor, nn
 
-from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.harmonics import MAX_L, spherical_harmonics
 from equipes.irreps import Irrep, Irreps
 from equipes.kernels import MessagePassingForm, message_passing
+from equipes.models.arguments import PerSpecies
+from equipes.models.arguments import per_species as _per_species
+from equipes.models.arguments import refuse_unknown as _refuse_unknown
+from equipes.models.arguments import require as _require
 from equipes.models.potential import Architecture
 from equipes.nn import ZBL, BesselBasis, Gate, Linear, ScalarMLP, SpeciesLinear, polynomial_cutoff
 
-PerSpecies = float | Mapping[str, float]
 PerEdgeType = Mapping[str, float | Mapping[str, float]]
 
 
@@ -106,6 +109,7 @@ class NequIP(Architecture):
     """
 
     EXACT = ("scales", "shifts", "basis.roots")
+    PER_SPECIES: ClassVar = {"embedding": 0, "scales": 0, "shifts": 0}
 
     def __init__(
         self,
@@ -134,27 +138,27 @@ class NequIP(Architecture):
     ) -> None:
         super().__init__()
         channels = [num_features] * (l_max + 1) if isinstance(num_features, int) else list(num_features)
-        require("r_max", r_max, r_max > 0 and math.isfinite(r_max), "a positive length in Å")
-        require("l_max", l_max, 0 <= l_max <= MAX_L, f"from 0 to {MAX_L}")
-        require(
+        _require("r_max", r_max, r_max > 0 and math.isfinite(r_max), "a positive length in Å")
+        _require("l_max", l_max, 0 <= l_max <= MAX_L, f"from 0 to {MAX_L}")
+        _require(
             "num_features",
             num_features,
             len(channels) == l_max + 1,
             f"one number, or {l_max + 1} (l = 0..l_max)",
         )
-        require("num_features", num_features, min(channels, default=0) > 0, "positive")
+        _require("num_features", num_features, min(channels, default=0) > 0, "positive")
         for name, value in (
             ("num_layers", num_layers),
             ("num_bessels", num_bessels),
             ("radial_mlp_width", radial_mlp_width),
         ):
-            require(name, value, value >= 1, "at least 1")
+            _require(name, value, value >= 1, "at least 1")
         for name, value in (
             ("radial_mlp_depth", radial_mlp_depth),
             ("readout_mlp_hidden_layers_depth", readout_mlp_hidden_layers_depth),
         ):
-            require(name, value, value >= 0, "at least 0")
-        require("polynomial_cutoff_p", polynomial_cutoff_p, polynomial_cutoff_p >= 2, "at least 2")
+            _require(name, value, value >= 0, "at least 0")
+        _require("polynomial_cutoff_p", polynomial_cutoff_p, polynomial_cutoff_p >= 2, "at least 2")
         self.r_max = float(r_max)
         self.l_max = l_max
         self.polynomial_cutoff_p = polynomial_cutoff_p
@@ -180,12 +184,12 @@ class NequIP(Architecture):
         width = readout_mlp_hidden_layers_width or channels[0]
         self.readout = ScalarMLP(channels[0], [width] * readout_mlp_hidden_layers_depth, 1)
 
-        self.scales = per_species("per_type_energy_scales", per_type_energy_scales, species)
-        self.shifts = per_species("per_type_energy_shifts", per_type_energy_shifts, species)
+        self.scales = _per_species("per_type_energy_scales", per_type_energy_scales, species)
+        self.shifts = _per_species("per_type_energy_shifts", per_type_energy_shifts, species)
         self.scales.requires_grad_(per_type_energy_scales_trainable)
         self.shifts.requires_grad_(per_type_energy_shifts_trainable)
-        neighbors = per_species("avg_num_neighbors", avg_num_neighbors, species).detach()
-        require("avg_num_neighbors", avg_num_neighbors, bool((neighbors > 0).all()), "positive")
+        neighbors = _per_species("avg_num_neighbors", avg_num_neighbors, species).detach()
+        _require("avg_num_neighbors", avg_num_neighbors, bool((neighbors > 0).all()), "positive")
         self.register_buffer("norms", neighbors.rsqrt(), persistent=False)
         self.register_buffer(
             "cutoffs", _edge_cutoffs(per_edge_type_cutoff, species, self.r_max), persistent=False
@@ -238,36 +242,6 @@ def _hidden_irreps(channels: Sequence[int], *, parity: bool) -> Irreps:
     return Irreps(terms)
 
 
-def require(name: str, value: object, condition: bool, wanted: str) -> None:
-    """Refuse the value of a hyperparameter with a sentence on what it must be."""
-    if not condition:
-        raise InputError(f"model.{name} must be {wanted}, not {value}")
-
-
-def _refuse_unknown(name: str, given: Mapping[str, object], species: Sequence[str]) -> None:
-    unknown = sorted(set(given) - set(species))
-    if unknown:
-        raise InputError(
-            f"model.{name} names {', '.join(unknown)}, but the model knows only {', '.join(species)}"
-        )
-
-
-def per_species(name: str, value: PerSpecies, species: Sequence[str]) -> nn.Parameter:
-    """One number, or one for each species, as `[n_species]`.
-
-    In float64: energies and norms stay exact whatever the dtype of the network.
-    """
-    if isinstance(value, Mapping):
-        _refuse_unknown(name, value, species)
-        missing = [symbol for symbol in species if symbol not in value]
-        if missing:
-            raise InputError(f"model.{name} has no value for {', '.join(missing)}; give one")
-        values = [float(value[symbol]) for symbol in species]
-    else:
-        values = [float(value)] * len(species)
-    return nn.Parameter(torch.tensor(values, dtype=torch.float64))
-
-
 def _edge_cutoffs(given: PerEdgeType | None, species: Sequence[str], r_max: float) -> Tensor | None:
     """`[n_species, n_species]` float64 by centre and neighbour; what is not given is r_max."""
     if given is None:
@@ -282,7 +256,7 @@ def _edge_cutoffs(given: PerEdgeType | None, species: Sequence[str], r_max: floa
                 row[species.index(neighbour)] = float(cutoff)
         else:
             row[:] = float(value)
-    require(
+    _require(
         "per_edge_type_cutoff", dict(given), bool(((cutoffs > 0) & (cutoffs <= r_max)).all()), "in (0, r_max]"
     )
     return cutoffs

@@ -16,10 +16,12 @@ from equipes.models.nequip import NequIP
 from equipes.models.physnet import PhysNet
 from equipes.models.potential import Architecture, Potential
 from equipes.models.schnet import SchNet
+from equipes.models.sevennet import SevenNet
 
 ARCHITECTURES: dict[str, type[Architecture]] = {
     "nequip": NequIP,
     "mace": MACE,
+    "sevennet": SevenNet,
     "schnet": SchNet,
     "physnet": PhysNet,
     "ani": ANI,

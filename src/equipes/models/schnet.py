@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from equipes.graph import AtomGraph
 from equipes.irreps import Irrep, Irreps
 from equipes.kernels import MessagePassingForm, message_passing
+from equipes.models.arguments import PerSpecies, require
 from equipes.models.invariant import ScaleShift, shifted_softplus
-from equipes.models.nequip import PerSpecies, require
 from equipes.models.potential import Architecture
 from equipes.nn import polynomial_cutoff
 

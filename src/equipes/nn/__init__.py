@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from equipes.nn.gate import Gate
+from equipes.nn.gate import SILU_SCALE, Gate
 from equipes.nn.linear import Linear, SpeciesLinear
-from equipes.nn.radial import AgnesiTransform, BesselBasis, ScalarMLP, SoftTransform, polynomial_cutoff
+from equipes.nn.radial import (
+    AgnesiTransform,
+    BesselBasis,
+    ScalarMLP,
+    SoftTransform,
+    polynomial_cutoff,
+    xplor_cutoff,
+)
 from equipes.nn.symmetric_contraction import SymmetricContraction
 from equipes.nn.zbl import ZBL, CovalentZBL
 
 __all__ = [
+    "SILU_SCALE",
     "ZBL",
     "AgnesiTransform",
     "BesselBasis",
@@ -20,4 +28,5 @@ __all__ = [
     "SpeciesLinear",
     "SymmetricContraction",
     "polynomial_cutoff",
+    "xplor_cutoff",
 ]
