@@ -78,12 +78,51 @@ class Layer:
 def layers_of(model: NequIP) -> list[Layer]:
     """The layers as the engine is told about them."""
     description = _describe(model)
-    return [_layer(stated, description) for stated in description["layers"]]
+    return [_layer(stated, description) for stated in _needed(description["layers"])]
 
 
 def harmonics_of(model: NequIP) -> int:
     """(l_max + 1)²."""
     return int((model.l_max + 1) ** 2)
+
+
+def _needed(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The layers without what cannot reach the energy, since the last one makes even scalars only.
+
+    Paths become (multiplicity, l1, l2, l3).
+    """
+    result = []
+    wanted = {(l, p) for _, l, p in layers[-1]["scalars"]}
+    for stated in reversed(layers):
+
+        def keep(terms: list[list[int]], kinds: set[tuple[int, int]]) -> list[list[int]]:
+            return [[mul, l, p] for mul, l, p in terms if (l, p) in kinds]
+
+        scalars, gated = keep(stated["scalars"], wanted), keep(stated["gated"], wanted)
+        wanted = wanted | {(0, 1)}  # where the gates are
+        gate_in = keep(stated["gate_in"], wanted)
+        gates = sum(mul for mul, _, _ in gated) + sum(mul for mul, l, p in scalars if (l, p) == (0, 1))
+        gate_in = [[gates if (l, p) == (0, 1) else mul, l, p] for mul, l, p in gate_in]
+        paths = [path for path in stated["paths"] if (path[2], path[3]) in wanted]
+        sources = [stated["irreps_in"][path[0]] for path in paths]
+        used = {(l, p) for _, l, p in sources}
+        if stated["self_connection"]:
+            used |= {(l, p) for _, l, p in stated["irreps_in"] if (l, p) in wanted}
+        result.append(
+            {
+                **stated,
+                "irreps_in": keep(stated["irreps_in"], used),
+                "messages": keep(stated["messages"], wanted),
+                "gate_in": gate_in,
+                "scalars": scalars,
+                "gated": gated,
+                "paths": [
+                    (mul, l1, l2, l3) for (mul, l1, _), (_, l2, l3, _) in zip(sources, paths, strict=True)
+                ],
+            }
+        )
+        wanted = used
+    return result[::-1]
 
 
 def _layer(stated: dict[str, Any], description: dict[str, Any]) -> Layer:
@@ -104,7 +143,7 @@ def _layer(stated: dict[str, Any], description: dict[str, Any]) -> Layer:
         gate_in=dim(stated["gate_in"]),
         scalars=outputs.get((0, 1), 0),
         out=dim(stated["scalars"]) + dim(stated["gated"]),
-        weights=sum(stated["irreps_in"][path[0]][0] for path in stated["paths"]),
+        weights=sum(mul for mul, *_ in stated["paths"]),
         linear_1=sum(mul**2 for mul in inputs.values()),
         linear_2=sum(messages[kind] * outputs[kind] for kind in shared),
         linear_1_work=sum((2 * l + 1) * mul**2 for (l, _), mul in inputs.items()),
@@ -114,8 +153,7 @@ def _layer(stated: dict[str, Any], description: dict[str, Any]) -> Layer:
         self_work=sum((2 * l + 1) * inputs[l, p] * outputs[l, p] for l, p in kept),
         radial=[description["n_roots"], *stated["radial_widths"]],
     )
-    for block, l2, l3, _ in stated["paths"]:
-        mul, l1, _ = stated["irreps_in"][block]
+    for mul, l1, l2, l3 in stated["paths"]:
         d1, d2, d3 = 2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1
         terms, by_m3, by_m2 = _nonzero(l1, l2, l3)
         moving = 2 if l2 > 0 else 1  # Y_0 does not change

@@ -125,16 +125,21 @@ class Worker:
         elif tuned_allocator:
             environment |= ALLOCATOR
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        script = HERE / f"run_{program.replace('-', '_')}.py"
+        answers, channel = os.pipe()
+        self._answers = os.fdopen(answers)
         with self._log_path.open("w") as log:
             self._process = subprocess.Popen(
-                [str(python), str(HERE / f"run_{program.replace('-', '_')}.py"), str(folder / "job.json")],
+                [str(python), str(script), str(folder / "job.json"), str(channel)],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=log,
                 stderr=log,
                 text=True,
                 env=environment,
                 cwd=folder,
+                pass_fds=(channel,),
             )
+        os.close(channel)
         try:
             self.facts = self._answer()
         except BaseException:
@@ -162,8 +167,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._answers.close()
         self._folder.cleanup()
 
     def __enter__(self) -> Worker:
@@ -173,8 +177,7 @@ class Worker:
         self.close()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             log = self._log_path.read_text(errors="replace").splitlines()
             tail = "\n".join(log[-15:])

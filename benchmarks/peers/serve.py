@@ -27,9 +27,8 @@ Call = Callable[[], "Measured | None"]
 
 def serve(tasks: dict[str, Callable[[Job], Call | tuple[Call, dict[str, Any]]]]) -> None:
     """Answer the parent: each task takes the job and returns what is to be timed, and facts worth stating."""
-    # Whatever a library prints goes to the log; the answers have a channel of their own.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    # Libraries print what they like: the answers have a channel of their own.
+    answers = os.fdopen(int(sys.argv[2]), "w")
 
     def answer(**values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)

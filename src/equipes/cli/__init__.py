@@ -61,7 +61,7 @@ def _root(
         typer.echo(context.get_help())
 
 
-for module in (train, evaluate, simulate, models, data, model, benchmark):
+for module in (train, evaluate, simulate, benchmark, models, data, model):
     module.register(app)
 
 

@@ -108,7 +108,7 @@ def relax(
             f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {_about_cell(atoms, cell, pressure)}"
         )
     images: list[ase.Atoms] = []
-    with _progress() as progress, _stopping():
+    with progress_bar() as progress, stopping():
         task = progress.add_task("relaxing", total=None)
 
         def follow(step: int, moving: ase.Atoms, force: float, stress: float | None) -> None:
@@ -196,7 +196,7 @@ def md(
         barostat_time=barostat_time,
     )
     quiet = json == STDOUT
-    with _progress() as progress, _stopping():
+    with progress_bar() as progress, stopping():
         task = progress.add_task("preparing", total=max(steps, 1))
         first: tuple[int, float] | None = None
 
@@ -256,7 +256,7 @@ def eos(
     _check_targets((out,), overwrite=overwrite)
     _check_targets((plot,), overwrite=overwrite, structures=False)
     atoms, calculator = _start(model, modal, structure, frame, device, dtype)
-    with _progress() as progress, _stopping():
+    with progress_bar() as progress, stopping():
         task = progress.add_task("calculating", total=None)
 
         def follow(volume: float, energy: float) -> None:
@@ -334,7 +334,7 @@ def _fingerprint(model: Path, modal: str | None, dtype: Precision) -> str:
 
 
 @contextmanager
-def _stopping() -> Iterator[None]:
+def stopping() -> Iterator[None]:
     """A simulation that cannot go on becomes one sentence and exit status 1."""
     from equipes.simulate import SimulationError
 
@@ -346,7 +346,7 @@ def _stopping() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def progress_bar() -> Iterator[Progress]:
     """A line on stderr that moves, and leaves when the work is done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -67,7 +67,7 @@ class InteractionBlock(nn.Module):
         self.form = MessagePassingForm(irreps_in, max_ell, irreps_out.irreps)
         self.linear_up = Linear(irreps_in, irreps_in)
         self.radial_network = ScalarMLP(
-            radial_layers[0], radial_layers[1:], self.form.n_weights, gain=SILU_SCALE**2
+            radial_layers[0], radial_layers[1:], self.form.n_weights, activation_scale=SILU_SCALE
         )
         self.linear = Linear(self.form.irreps_out, irreps_out)
         self.skip = SpeciesLinear(

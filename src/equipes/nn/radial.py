@@ -64,13 +64,15 @@ def xplor_cutoff(lengths: Tensor, r_on: float, r_max: float) -> Tensor:
 class ScalarMLP(nn.Module):
     """A network on scalars without bias: SiLU between linear layers, weights of order one, scales in the forward pass.
 
-    Layer k computes `h W_k c_k` with c_0 = 1/√fan_in and c_k = √(gain/fan_in); W_k starts uniform in (-√3, √3), that is
-    with unit variance. NequIP's gain is 2.
+    Layer k computes `h W_k c_k` with c_0 = 1/√fan_in and c_k = s/√fan_in, where s is the factor of the activation: √2
+    in NequIP, `SILU_SCALE` in what follows e3nn. W_k starts uniform in (-√3, √3), that is with unit variance.
     """
 
-    def __init__(self, n_in: int, hidden: list[int], n_out: int, gain: float = 2.0) -> None:
+    def __init__(
+        self, n_in: int, hidden: list[int], n_out: int, *, activation_scale: float = math.sqrt(2)
+    ) -> None:
         super().__init__()
-        self.gain = gain
+        self.activation_scale = activation_scale
         widths = [n_in, *hidden, n_out]
         self.weights = nn.ParameterList(
             nn.Parameter(torch.empty(a, b).uniform_(-math.sqrt(3), math.sqrt(3))) for a, b in pairwise(widths)
@@ -81,7 +83,8 @@ class ScalarMLP(nn.Module):
         for k, weight in enumerate(self.weights):
             if k > 0:
                 h = nn.functional.silu(h)
-            h = h @ (weight * math.sqrt((1 if k == 0 else self.gain) / weight.shape[0]))
+            scale = 1.0 if k == 0 else self.activation_scale
+            h = h @ (weight * (scale / math.sqrt(weight.shape[0])))
         return h
 
 

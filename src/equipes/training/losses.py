@@ -78,7 +78,6 @@ class Loss:
         zero = torch.zeros_like(residual)
         return 2 * torch.nn.functional.huber_loss(residual, zero, reduction="sum", delta=self.huber_delta)
 
-
     def _sum_lengths(self, residual: Tensor, label: Tensor) -> Tensor:
         residual = torch.where(label.isnan(), 0.0, residual) / self.scale  # [N, 3]
         squares = residual.square().sum(1)
