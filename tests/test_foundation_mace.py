@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import resource
@@ -24,6 +25,7 @@ from equipes.calculators import Calculator
 from equipes.errors import InputError
 from equipes.foundation import pickles, read_mace_checkpoint
 from equipes.foundation.mace import recognises
+from equipes.foundation.mace_weights import plain_number
 from equipes.graph import AtomGraph
 from equipes.models import Potential, load
 from equipes.models.potential import Prediction
@@ -359,6 +361,22 @@ def test_other_files(tmp_path: Path) -> None:
             read_mace_checkpoint(tmp_path / name)
     with pytest.raises(InputError):
         read_mace_checkpoint(tmp_path)
+
+
+def test_numbers_of_numpy(tmp_path: Path) -> None:
+    """Some files have a NumPy number where others have a plain one."""
+    for protocol in (2, 4):
+        path = written(tmp_path / f"{protocol}.model", pickle.dumps(np.float64(61.9647), protocol))
+        assert plain_number(pickles.read_pickled(path), "number") == 61.9647
+    for value in (
+        None,
+        "x",
+        True,
+        math.nan,
+        pickles.Record(pickles.Name("numpy", "scalar"), (None, b"short")),
+    ):
+        with pytest.raises(InputError, match="is no number"):
+            plain_number(value, "number")
 
 
 def test_tensors_and_containers_come_back(tmp_path: Path) -> None:

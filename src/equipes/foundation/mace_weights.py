@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -103,9 +104,22 @@ def plain_number(value: Any, what: str) -> float:
     """A finite number out of a plain attribute; raises `InputError`."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, Record) and value.name.name == "scalar" and len(value.arguments) == 2:
+        value = _numpy_number(value.arguments[1])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InputError(f"the MACE model's {what} is no number")
     return float(value)
+
+
+def _numpy_number(content: Any) -> Any:
+    """A float64 of NumPy as the file has it: its eight bytes, in old files written as text; anything else as it is."""
+    if (
+        isinstance(content, Record)
+        and content.name.name == "encode"
+        and isinstance(content.arguments[0], str)
+    ):
+        content = content.arguments[0].encode("latin1", "replace")
+    return struct.unpack("<d", content)[0] if isinstance(content, bytes) and len(content) == 8 else content
 
 
 def fill(model: MACE, module: Module, coupling_error: float) -> None:

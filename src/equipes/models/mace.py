@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from ase.data import atomic_numbers as NUMBER_OF
@@ -60,6 +60,7 @@ class InteractionBlock(nn.Module):
         *,
         residual: bool,
         density: bool,
+        num_elements: int,
     ) -> None:
         super().__init__()
         self.residual = residual
@@ -71,7 +72,10 @@ class InteractionBlock(nn.Module):
         )
         self.linear = Linear(self.form.irreps_out, irreps_out)
         self.skip = SpeciesLinear(
-            irreps_in if residual else irreps_out, n_species, hidden if residual else irreps_out
+            irreps_in if residual else irreps_out,
+            n_species,
+            hidden if residual else irreps_out,
+            fan_in=num_elements,
         )
         self.density = nn.Parameter(torch.randn(radial_layers[0])) if density else None
 
@@ -164,12 +168,21 @@ class MACE(Architecture):
             atom; one number or one for each head.
         heads: names of the readouts, when a model was trained on several levels of theory.
         head: the one to use; the only one, or the one named "Default".
+        num_elements: how many elements the normalisation counts; the species, or more for a model that was made for
+            more of them.
 
     Raises:
         InputError: a value out of its range, a species, head or name that is not known.
     """
 
     EXACT: ClassVar[tuple[str, ...]] = ("atomic_energies", "scale", "shift")
+    PER_SPECIES: ClassVar = {
+        "embedding": 0,
+        "interactions.*.skip.weights.*": 1,
+        "products.*.symmetric_contraction.weights.*": 0,
+        "atomic_energies": 1,
+        "*.covalent_radii": 0,
+    }
 
     def __init__(
         self,
@@ -194,6 +207,7 @@ class MACE(Architecture):
         atomic_inter_shift: float | Sequence[float] = 0.0,
         heads: Sequence[str] = ("Default",),
         head: str | None = None,
+        num_elements: int | None = None,
     ) -> None:
         super().__init__()
         require("r_max", r_max, r_max > 0 and math.isfinite(r_max), "a positive length in Å")
@@ -238,6 +252,8 @@ class MACE(Architecture):
         numbers = [NUMBER_OF[symbol] for symbol in species]
         radii = torch.tensor(covalent_radii[numbers], dtype=torch.float64)
         n = len(species)
+        self.num_elements = n if num_elements is None else num_elements
+        require("num_elements", num_elements, self.num_elements >= n, f"at least {n}, the number of species")
         self.embedding = nn.Parameter(torch.randn(n, channels))
         self.basis = BesselBasis(num_bessel)
         transform = DISTANCE_TRANSFORMS[distance_transform]
@@ -261,6 +277,7 @@ class MACE(Architecture):
                     float(avg_num_neighbors),
                     residual=residual,
                     density=density,
+                    num_elements=self.num_elements,
                 )
             )
             self.products.append(ProductBlock(of_A, irreps_out, correlations[layer], n))
@@ -276,6 +293,10 @@ class MACE(Architecture):
             reach = 2 * float(radii.max())
             require("r_max", r_max, r_max >= reach, f"at least {reach:g} Å, the reach of pair_repulsion here")
             self.repulsion = CovalentZBL(numbers, radii, pair_repulsion_cutoff or num_polynomial_cutoff)
+
+    def fixed_hyperparameters(self) -> dict[str, Any]:
+        """See `Architecture.fixed_hyperparameters`."""
+        return {"num_elements": self.num_elements}
 
     def forward(self, types: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Energies of the atoms, `[N]` float64, eV.
@@ -295,7 +316,7 @@ class MACE(Architecture):
         counts = torch.bincount(types, minlength=len(self.embedding)).tolist()
         species_groups = torch.argsort(types, stable=True).split(counts)
 
-        h = self.embedding.index_select(0, types) / math.sqrt(len(self.embedding))  # [N, C]
+        h = self.embedding.index_select(0, types) / math.sqrt(self.num_elements)  # [N, C]
         energies = lengths.new_zeros(len(types))  # [N]
         for interaction, product, readout in zip(
             self.interactions, self.products, self.readouts, strict=True

@@ -89,6 +89,7 @@ class PhysNet(Architecture):
     """
 
     EXACT: ClassVar[tuple[str, ...]] = ("scale_shift.scales", "scale_shift.shifts")
+    PER_SPECIES: ClassVar = {"embedding": 0, "scale_shift.*": 0}
 
     def __init__(
         self,

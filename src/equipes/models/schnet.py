@@ -62,6 +62,7 @@ class SchNet(Architecture):
     """
 
     EXACT: ClassVar[tuple[str, ...]] = ("scale_shift.scales", "scale_shift.shifts")
+    PER_SPECIES: ClassVar = {"embedding": 0, "scale_shift.*": 0}
 
     def __init__(
         self,

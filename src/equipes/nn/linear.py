@@ -67,12 +67,16 @@ class SpeciesLinear(nn.Module):
     """The self-connection: x ⊗ a, of features with the embedding a of the atom's own species, to each equal irrep.
 
     `s[w] = Σ_uv x[u] a[v] W[u,v,w] / √(F·A)` with F channels of that irrep and A embedding channels. Since a depends on
-    the species only, W contracted with it is one matrix per species, and atoms of a species share one product.
+    the species only, W contracted with it is one matrix per species, and atoms of a species share one product. With
+    `fan_in` another number takes the place of A in the root.
     """
 
-    def __init__(self, irreps_in: Irreps, n_attributes: int, irreps_out: Irreps) -> None:
+    def __init__(
+        self, irreps_in: Irreps, n_attributes: int, irreps_out: Irreps, fan_in: int | None = None
+    ) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
+        self.fan_in = n_attributes if fan_in is None else fan_in
         self.weights = nn.ParameterDict(
             {
                 str(irrep): nn.Parameter(torch.randn(irreps_in.multiplicity(irrep), n_attributes, mul))
@@ -90,7 +94,7 @@ class SpeciesLinear(nn.Module):
         """
         matrices = {}
         for name, weight in self.weights.items():
-            scale = math.sqrt(weight.shape[0] * weight.shape[1])
+            scale = math.sqrt(weight.shape[0] * self.fan_in)
             if embedding is None:
                 matrices[name] = weight.transpose(0, 1) / scale
             else:
