@@ -52,6 +52,12 @@ class OptimizerName(StrEnum):
     fire = "fire"
 
 
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact", help="Run the model itself, not its frozen form (slower, float32 round-off apart)."
+    ),
+]
 Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the network.")]
 
 
@@ -89,6 +95,7 @@ def relax(
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
+    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -100,7 +107,7 @@ def relax(
     check_json_path(json, overwrite=overwrite)
     out = out or Path(f"{structure.stem}_relaxed.extxyz")
     _check_targets((out, trajectory), overwrite=overwrite)
-    atoms, calculator = _start(model, modal, structure, frame, device, dtype)
+    atoms, calculator = _start(model, modal, structure, frame, device, dtype, exact=exact)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) if cell is None else cell
     if not quiet:
@@ -173,6 +180,7 @@ def md(
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
+    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -181,7 +189,7 @@ def md(
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
-    atoms, calculator = _start(model, modal, structure, frame, device, dtype)
+    atoms, calculator = _start(model, modal, structure, frame, device, dtype, exact=exact)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
@@ -216,7 +224,7 @@ def md(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=_fingerprint(model, modal, dtype),
+            potential=_fingerprint(model, modal, dtype, exact=exact),
             on_step=follow,
         )
     md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
@@ -246,6 +254,7 @@ def eos(
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
+    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -255,7 +264,7 @@ def eos(
     check_json_path(json, overwrite=overwrite)
     _check_targets((out,), overwrite=overwrite)
     _check_targets((plot,), overwrite=overwrite, structures=False)
-    atoms, calculator = _start(model, modal, structure, frame, device, dtype)
+    atoms, calculator = _start(model, modal, structure, frame, device, dtype, exact=exact)
     with progress_bar() as progress, stopping():
         task = progress.add_task("calculating", total=None)
 
@@ -281,13 +290,30 @@ def eos(
 
 
 def _start(
-    model: Path, modal: str | None, structure: Path, frame: int, device: str, dtype: Precision
+    model: Path, modal: str | None, structure: Path, frame: int, device: str, dtype: Precision, *, exact: bool
 ) -> tuple[ase.Atoms, Any]:
     from equipes.calculators import Calculator
     from equipes.simulate.structures import read_structure
 
     atoms = read_structure(structure, frame)
-    return atoms, Calculator(model, device=device, dtype=dtype.value, modal=modal)
+    calculator = Calculator(model, device=device, dtype=dtype.value, modal=modal, exact=exact)
+    _freeze(calculator, atoms)
+    return atoms, calculator
+
+
+def _freeze(calculator: Any, atoms: ase.Atoms) -> None:
+    """Freeze the potential ahead of the work, and say how far it is from the model."""
+    from equipes.calculators.ase import Calculator
+
+    frozen = calculator.freeze_for(atoms.symbols) if isinstance(calculator, Calculator) else None
+    if frozen is None:
+        return
+    off = frozen.deviation
+    typer.echo(
+        f"Frozen for {', '.join(frozen.species)}: within {off['energy']:.1e} eV/atom, {off['forces']:.1e} eV/Å, "
+        f"{off['stress']:.1e} eV/Å³ of the model (--exact runs the model itself)",
+        err=True,
+    )
 
 
 def _check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:
@@ -325,11 +351,12 @@ def _write(path: Path | None, structures: ase.Atoms | list[ase.Atoms], *, overwr
         write(temporary, structures)
 
 
-def _fingerprint(model: Path, modal: str | None, dtype: Precision) -> str:
+def _fingerprint(model: Path, modal: str | None, dtype: Precision, *, exact: bool) -> str:
     """Tells one model from another in a checkpoint, wherever its file lies."""
     from equipes.foundation import locate
 
     name = f"sha256:{hashlib.sha256(locate(model).read_bytes()).hexdigest()[:16]} in {dtype.value}"
+    name = f"{name}, exact" if exact else name
     return name if modal is None else f"{name} for {modal}"
 
 

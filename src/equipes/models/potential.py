@@ -219,8 +219,8 @@ class Potential(nn.Module):
             A frozen potential of the same number type, with its measured `deviation` from this one.
 
         Raises:
-            InputError: an element that the potential does not know, an architecture that cannot be frozen, or native code
-                that was not built.
+            InputError: an element that the potential does not know, an architecture that cannot be frozen, or native
+                code that was not built.
         """
         from equipes.models.frozen import freeze
 

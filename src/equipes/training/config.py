@@ -106,7 +106,7 @@ class TrainConfig(Section):
     plateau_patience: PositiveInt = Field(
         default=25, description="validations without improvement before `plateau` acts"
     )
-    loss: Literal["mse", "mae", "huber"] = "mse"
+    loss: Literal["mse", "mae", "huber"] = "mae"
     huber_delta: PositiveFloat = Field(
         default=0.1, description="where Huber turns linear, in units of the training forces rms"
     )
