@@ -42,6 +42,7 @@ Set = Annotated[
     ),
 ]
 
+
 def rmd17(
     data: Data = None,
     out: Out = Path("benchmark-rmd17"),
