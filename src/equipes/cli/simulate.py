@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
+from equipes.cli.running import (
+    Device,
+    Dtype,
+    FrameNumber,
+    ModelPath,
+    Precision,
+    StructurePath,
+    check_targets,
+    fingerprint,
+    progress_line,
+    start,
+    stopping,
+    write_structures,
+)
 from equipes.cli.simulate_tables import eos_lines, md_lines, relax_lines
 
 if TYPE_CHECKING:
     import ase
-    from rich.progress import Progress
 
     from equipes.simulate.records import Row
-
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
-StructurePath = Annotated[
-    Path, typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads: extended XYZ, CIF, POSCAR, …")
-]
-FrameNumber = Annotated[int, typer.Option("--frame", help="Which structure of the file; -1 is the last.")]
-Device = Annotated[str, typer.Option("--device", help="Where the network runs: cpu, cuda, …")]
-
-
-class Precision(StrEnum):
-    """Number type of the network."""
-
-    float32 = "float32"
-    float64 = "float64"
 
 
 class EnsembleName(StrEnum):
@@ -50,9 +46,6 @@ class OptimizerName(StrEnum):
     lbfgs = "lbfgs"
     bfgs = "bfgs"
     fire = "fire"
-
-
-Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the network.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -98,8 +91,8 @@ def relax(
 
     check_json_path(json, overwrite=overwrite)
     out = out or Path(f"{structure.stem}_relaxed.extxyz")
-    _check_targets((out, trajectory), overwrite=overwrite)
-    atoms, calculator = _start(model, structure, frame, device, dtype)
+    check_targets((out, trajectory), overwrite=overwrite)
+    atoms, calculator = start(model, structure, frame, device, dtype)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) if cell is None else cell
     if not quiet:
@@ -107,7 +100,7 @@ def relax(
             f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {_about_cell(atoms, cell, pressure)}"
         )
     images: list[ase.Atoms] = []
-    with _progress() as progress, _stopping():
+    with progress_line() as progress, stopping():
         task = progress.add_task("relaxing", total=None)
 
         def follow(step: int, moving: ase.Atoms, force: float, stress: float | None) -> None:
@@ -128,8 +121,8 @@ def relax(
             optimizer=optimizer.value,
             on_step=follow,
         )
-    _write(out, result.atoms, overwrite=overwrite)
-    _write(trajectory, images, overwrite=overwrite)
+    write_structures(out, result.atoms, overwrite=overwrite)
+    write_structures(trajectory, images, overwrite=overwrite)
     summary = {
         "model": str(model),
         "structure": str(structure),
@@ -179,7 +172,7 @@ def md(
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
-    atoms, calculator = _start(model, structure, frame, device, dtype)
+    atoms, calculator = start(model, structure, frame, device, dtype)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
@@ -194,7 +187,7 @@ def md(
         barostat_time=barostat_time,
     )
     quiet = json == STDOUT
-    with _progress() as progress, _stopping():
+    with progress_line() as progress, stopping():
         task = progress.add_task("preparing", total=max(steps, 1))
         first: tuple[int, float] | None = None
 
@@ -214,7 +207,7 @@ def md(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=_fingerprint(model, dtype),
+            potential=fingerprint(model, dtype),
             on_step=follow,
         )
     md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
@@ -250,10 +243,10 @@ def eos(
     from equipes.simulate import equation_of_state
 
     check_json_path(json, overwrite=overwrite)
-    _check_targets((out,), overwrite=overwrite)
-    _check_targets((plot,), overwrite=overwrite, structures=False)
-    atoms, calculator = _start(model, structure, frame, device, dtype)
-    with _progress() as progress, _stopping():
+    check_targets((out,), overwrite=overwrite)
+    check_targets((plot,), overwrite=overwrite, structures=False)
+    atoms, calculator = start(model, structure, frame, device, dtype)
+    with progress_line() as progress, stopping():
         task = progress.add_task("calculating", total=None)
 
         def follow(volume: float, energy: float) -> None:
@@ -267,7 +260,7 @@ def eos(
             relax_positions=relax_positions,
             on_point=follow,
         )
-    _write(out, result.atoms, overwrite=overwrite)
+    write_structures(out, result.atoms, overwrite=overwrite)
     if plot is not None:
         from equipes.report.equation_of_state import equation_of_state_plot
 
@@ -275,79 +268,6 @@ def eos(
     summary = {"model": str(model), "structure": str(structure), "frame": frame, **result.summary()}
     print_table(eos_lines(summary, plot, out), quiet=json == STDOUT)
     write_json(summary, json, overwrite=overwrite)
-
-
-def _start(model: Path, structure: Path, frame: int, device: str, dtype: Precision) -> tuple[ase.Atoms, Any]:
-    from equipes.calculators import Calculator
-    from equipes.simulate.structures import read_structure
-
-    return read_structure(structure, frame), Calculator(model, device=device, dtype=dtype.value)
-
-
-def _check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:
-    """Complain before the work is done, not after, about what cannot be written."""
-    from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
-
-    from equipes.errors import InputError
-    from equipes.files import refuse_overwrite
-
-    for path in paths:
-        if path is None:
-            continue
-        refuse_overwrite(path, overwrite=overwrite)
-        if not path.parent.is_dir():
-            raise InputError(
-                f"cannot write {path}: the directory {path.parent} does not exist; create it first"
-            )
-        try:
-            writable = not structures or get_ioformat(filetype(str(path), read=False)).can_write
-        except UnknownFileTypeError:
-            writable = False
-        if not writable:
-            suffix = path.suffix or "a name without suffix"
-            raise InputError(f"cannot write {path}: {suffix} is no format that ASE writes; use .extxyz")
-
-
-def _write(path: Path | None, structures: ase.Atoms | list[ase.Atoms], *, overwrite: bool) -> None:
-    from ase.io import write
-
-    from equipes.files import atomic_write
-
-    if path is None:
-        return
-    with atomic_write(path, overwrite=overwrite) as temporary:
-        write(temporary, structures)
-
-
-def _fingerprint(model: Path, dtype: Precision) -> str:
-    """Tells one model from another in a checkpoint, wherever its file lies."""
-    return f"sha256:{hashlib.sha256(model.read_bytes()).hexdigest()[:16]} in {dtype.value}"
-
-
-@contextmanager
-def _stopping() -> Iterator[None]:
-    """A simulation that cannot go on becomes one sentence and exit status 1."""
-    from equipes.simulate import SimulationError
-
-    try:
-        yield
-    except SimulationError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A line on stderr that moves, and leaves when the work is done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
-    ) as progress:
-        yield progress
 
 
 def _about_cell(atoms: ase.Atoms, wanted: bool | None, pressure: float) -> str:

@@ -1,0 +1,85 @@
+"""`equipes elastic`, `phonons`, `conductivity` and `expansion`: properties of crystals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from equipes.cli.running import Device, Dtype, FrameNumber, ModelPath, Precision, StructurePath
+from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, workflow
+
+if TYPE_CHECKING:
+    from equipes.simulate.elastic import ElasticResult
+
+RelaxFirst = Annotated[
+    bool, typer.Option("--relax/--no-relax", help="Relax atoms and cell first, keeping the symmetry.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(elastic)
+
+
+def elastic(
+    model: ModelPath,
+    structure: StructurePath,
+    out: OutDirectory = None,
+    strain: Annotated[float, typer.Option(help="Largest strain, to both sides.")] = 0.01,
+    relax: RelaxFirst = True,
+    clamped: Annotated[bool, typer.Option("--clamped", help="Hold the atoms in the strained cells.")] = False,
+    fmax: Annotated[float, typer.Option(help="Forces that the atoms are relaxed to, eV/Å.")] = 0.001,
+    resume: Resume = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float64,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Elastic tensor of a crystal, its stability, and the moduli of a polycrystal."""
+    from equipes.simulate.elastic import ElasticOptions
+    from equipes.simulate.elastic import elastic as calculate
+
+    options = ElasticOptions(strain=strain, relax_cell=relax, relax_positions=not clamped, fmax=fmax)
+    with workflow(
+        "elastic",
+        options,
+        model=model,
+        structure=structure,
+        frame=frame,
+        device=device,
+        dtype=dtype,
+        out=out,
+        json=json,
+        resume=resume,
+        overwrite=overwrite,
+    ) as run:
+        result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
+        from equipes.report.crystals import elastic_plot
+
+        figures = {"elastic.png": ("Young's modulus by direction", lambda: elastic_plot(result))}
+        run.finish(
+            result, elastic_rows(result), figures=figures if result.stable else {}, structures=[result.atoms]
+        )
+
+
+def elastic_rows(result: ElasticResult) -> Iterator[tuple[str, object]]:
+    """The numbers of an elastic tensor, for people."""
+    yield "space group", f"{result.spacegroup}, {result.independent} independent constants"
+    names = ("xx", "yy", "zz", "yz", "xz", "xy")
+    yield "C (GPa)", " ".join(f"{name:>8}" for name in names)
+    for name, row in zip(names, result.tensor_gpa, strict=True):
+        yield name, " ".join(f"{value + 0.0:8.2f}" for value in row.round(2))
+    yield "largest error", f"{result.errors_gpa.max():.2g} GPa, by halving the strain"
+    lowest = f"lowest eigenvalue {result.eigenvalues_gpa[0]:.2f} GPa"
+    yield "stable (Born)", f"{'yes' if result.stable else 'NO'}, {lowest}"
+    if result.moduli is not None:
+        m = result.moduli
+        for name, modulus in (("bulk", m.bulk_hill_gpa), ("shear", m.shear_hill_gpa)):
+            low, high = getattr(m, f"{name}_reuss_gpa"), getattr(m, f"{name}_voigt_gpa")
+            yield f"{name} modulus", f"{modulus:.2f} GPa (Hill; Reuss {low:.2f}, Voigt {high:.2f})"
+        yield "Young's modulus", f"{m.young_gpa:.2f} GPa, Poisson's ratio {m.poisson_ratio:.3f}"
+        yield "anisotropy", f"{m.universal_anisotropy:.3f} (universal; 0 is isotropic)"
+        yield "Debye temperature", f"{result.debye_temperature_k:.0f} K, from the sound velocities"

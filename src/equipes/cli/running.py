@@ -1,0 +1,109 @@
+"""What the commands that run a model share: arguments, the calculator, progress, and files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import ase
+    from rich.progress import Progress
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
+StructurePath = Annotated[
+    Path, typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads: extended XYZ, CIF, POSCAR, …")
+]
+FrameNumber = Annotated[int, typer.Option("--frame", help="Which structure of the file; -1 is the last.")]
+Device = Annotated[str, typer.Option("--device", help="Where the network runs: cpu, cuda, …")]
+
+
+class Precision(StrEnum):
+    """Number type of the network."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the network.")]
+
+
+def start(model: Path, structure: Path, frame: int, device: str, dtype: Precision) -> tuple[ase.Atoms, Any]:
+    """The structure, and the model as a calculator."""
+    from equipes.calculators import Calculator
+    from equipes.simulate.structures import read_structure
+
+    return read_structure(structure, frame), Calculator(model, device=device, dtype=dtype.value)
+
+
+def check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:
+    """Complain before the work is done, not after, about what cannot be written."""
+    from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
+
+    from equipes.errors import InputError
+    from equipes.files import refuse_overwrite
+
+    for path in paths:
+        if path is None:
+            continue
+        refuse_overwrite(path, overwrite=overwrite)
+        if not path.parent.is_dir():
+            raise InputError(
+                f"cannot write {path}: the directory {path.parent} does not exist; create it first"
+            )
+        try:
+            writable = not structures or get_ioformat(filetype(str(path), read=False)).can_write
+        except UnknownFileTypeError:
+            writable = False
+        if not writable:
+            suffix = path.suffix or "a name without suffix"
+            raise InputError(f"cannot write {path}: {suffix} is no format that ASE writes; use .extxyz")
+
+
+def write_structures(path: Path | None, structures: ase.Atoms | list[ase.Atoms], *, overwrite: bool) -> None:
+    """Write with ASE, atomically; nothing for None."""
+    from ase.io import write
+
+    from equipes.files import atomic_write
+
+    if path is None:
+        return
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        write(temporary, structures)
+
+
+def fingerprint(model: Path, dtype: Precision) -> str:
+    """Tells one model from another in a checkpoint, wherever its file lies."""
+    name = f"sha256:{hashlib.sha256(model.read_bytes()).hexdigest()[:16]}" if model.is_file() else str(model)
+    return f"{name} in {dtype.value}"
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """A simulation that cannot go on becomes one sentence and exit status 1."""
+    from equipes.simulate import SimulationError
+
+    try:
+        yield
+    except SimulationError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def progress_line() -> Iterator[Progress]:
+    """A line on stderr that moves, and leaves when the work is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
+    ) as progress:
+        yield progress

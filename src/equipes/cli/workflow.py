@@ -1,0 +1,197 @@
+"""What the workflow commands share: one directory with numbers, figures, a page, and the calculations to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
+from equipes.cli.running import Precision, fingerprint, progress_line, start, stopping
+from equipes.errors import InputError
+
+if TYPE_CHECKING:
+    import ase
+    from matplotlib.figure import Figure
+
+    from equipes.simulate.results import Progress, Provenance
+    from equipes.simulate.store import Store
+
+OutDirectory = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="Directory for numbers, plots, report.html.", show_default="STRUCTURE_COMMAND"
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")]
+Rows = Iterable[tuple[str, object]]
+
+CALCULATIONS = "calculations.npz"
+PAGE = "report.html"
+__all__ = ["JsonPath", "OutDirectory", "Overwrite", "Resume", "Workflow", "progress_of", "workflow"]
+
+
+@dataclass
+class Workflow:
+    """A command at work: structure, calculator, where results are kept, and how progress is shown."""
+
+    name: str
+    facts: dict[str, Any]
+    atoms: ase.Atoms
+    calculator: Any
+    out: Path
+    store: Store
+    progress: Progress
+    json: Path | None
+    overwrite: bool
+
+    def finish(
+        self,
+        result: Any,
+        rows: Rows,
+        *,
+        figures: Mapping[str, tuple[str, Callable[[], Figure]]],
+        structures: Sequence[ase.Atoms],
+    ) -> None:
+        """Write everything and print the rows.
+
+        `figures` are, by the name of their file, what they show and how they are drawn.
+        """
+        from ase.io import write
+
+        from equipes.files import atomic_write
+        from equipes.report.figures import save
+        from equipes.report.workflow import write_workflow_page
+
+        provenance: Provenance = result.provenance
+        summary = {"command": self.name, **self.facts, **result.summary()}
+        write_json(summary, self.out / f"{self.name}.json", overwrite=True)
+        drawn = {name: (about, draw()) for name, (about, draw) in figures.items()}
+        for name, (_, figure) in drawn.items():
+            save(figure, self.out / name, overwrite=True)
+        with atomic_write(self.out / "structure.extxyz", overwrite=True) as temporary:
+            write(temporary, list(structures), format="extxyz")
+        lines = list(rows)
+        write_workflow_page(
+            self.out / PAGE,
+            title=f"{self.name}: {self.atoms.get_chemical_formula()}",
+            subtitle=", ".join(f"{key} {value}" for key, value in self.facts.items() if key != "options"),
+            rows=lines,
+            figures=dict(drawn.values()),
+            structures=structures,
+            provenance=provenance,
+            overwrite=True,
+        )
+        quiet = self.json == STDOUT
+        told = [
+            *lines,
+            *(("convergence", check.sentence()) for check in provenance.checks),
+            ("method", provenance.method),
+            *(("cite", citation) for citation in provenance.citations),
+            ("written", f"{self.out}: {self.name}.json {' '.join(drawn)} {PAGE} structure.extxyz"),
+        ]
+        print_table(told, quiet=quiet)
+        write_json(summary, self.json, overwrite=self.overwrite)
+        for sentence in provenance.warnings:
+            typer.echo(f"Warning: {sentence}", err=True)
+
+
+@contextmanager
+def workflow(
+    name: str,
+    options: Any,
+    *,
+    model: Path,
+    structure: Path,
+    frame: int,
+    device: str,
+    dtype: Precision,
+    out: Path | None,
+    json: Path | None,
+    resume: bool,
+    overwrite: bool,
+) -> Iterator[Workflow]:
+    """Read what is needed, prepare the directory, show progress; a simulation that cannot go on becomes status 1."""
+    check_json_path(json, overwrite=overwrite)
+    if hasattr(options, "check"):
+        options.check()
+    atoms, calculator = start(model, structure, frame, device, dtype)
+    facts = {"model": str(model), "structure": str(structure), "frame": frame, "dtype": dtype.value}
+    key = {"potential": fingerprint(model, dtype)}
+    with (
+        prepared(name, options, atoms, key, structure, out, resume=resume, overwrite=overwrite) as (
+            where,
+            store,
+        ),
+        stopping(),
+        progress_of(name) as follow,
+    ):
+        yield Workflow(
+            name=name,
+            facts={**facts, "options": asdict(options)},
+            atoms=atoms,
+            calculator=calculator,
+            out=where,
+            store=store,
+            progress=follow,
+            json=json,
+            overwrite=overwrite,
+        )
+
+
+@contextmanager
+def prepared(
+    name: str,
+    options: Any,
+    atoms: ase.Atoms,
+    key: Mapping[str, Any],
+    structure: Path,
+    out: Path | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Iterator[tuple[Path, Store]]:
+    """The directory of a command and the store in it."""
+    from equipes.files import new_directory
+    from equipes.simulate.store import Store, structure_key
+
+    if resume and overwrite:
+        raise InputError(
+            "a calculation is either continued or replaced; give --resume or --overwrite, not both"
+        )
+    where = out or Path(f"{structure.stem}_{name}")
+    facts = {"command": name, **key, "structure": structure_key(atoms), "options": asdict(options)}
+    if resume:
+        store = Store(where / CALCULATIONS, facts, resume=True)
+    else:
+        new_directory(where, overwrite=overwrite)
+        (where / CALCULATIONS).unlink(missing_ok=True)
+        store = Store(where / CALCULATIONS, facts)
+        store.write()
+    try:
+        with store:
+            yield where, store
+    except KeyboardInterrupt:
+        typer.echo("What is done is kept; the same command with --resume continues.", err=True)
+        raise
+
+
+@contextmanager
+def progress_of(name: str) -> Iterator[Progress]:
+    """A line that moves: what is being done, how much of it, time left."""
+    with progress_line() as line:
+        task = line.add_task(name, total=None)
+        current = ""
+
+        def follow(what: str, done: int, total: int) -> None:
+            nonlocal current
+            if what != current:
+                line.reset(task, total=total)
+                current = what
+            line.update(task, completed=done, total=total, description=what)
+
+        yield follow
