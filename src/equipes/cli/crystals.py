@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,15 +13,28 @@ from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, work
 
 if TYPE_CHECKING:
     from equipes.simulate.elastic import ElasticResult
+    from equipes.simulate.phonons import PhononResult
 
 RelaxFirst = Annotated[
     bool, typer.Option("--relax/--no-relax", help="Relax atoms and cell first, keeping the symmetry.")
 ]
 
+Supercell = Annotated[
+    tuple[int, int, int] | None,
+    typer.Option(
+        "--supercell",
+        metavar="A B C",
+        help="Repeat the cell so often.",
+        show_default="conventional cell, to --length",
+    ),
+]
+Length = Annotated[float, typer.Option("--length", help="Å between faces of the supercell, at least.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(elastic)
+    app.command()(phonons)
 
 
 def elastic(
@@ -65,6 +79,71 @@ def elastic(
         )
 
 
+def phonons(
+    model: ModelPath,
+    structure: StructurePath,
+    out: OutDirectory = None,
+    supercell: Supercell = None,
+    length: Length = 10.0,
+    displacement: Annotated[float, typer.Option(help="Å.")] = 0.01,
+    relax: RelaxFirst = True,
+    mesh: Annotated[
+        float, typer.Option(help="Size, Å, of the supercell whose q-points the mesh has.")
+    ] = 100.0,
+    max_temperature: Annotated[float, typer.Option(help="K.")] = 1000.0,
+    born: Annotated[
+        Path | None, typer.Option(help="Born charges (phonopy's BORN file), for the LO-TO splitting.")
+    ] = None,
+    check_supercell: Annotated[
+        bool, typer.Option("--check/--no-check", help="Calculate a smaller supercell too, to compare.")
+    ] = True,
+    resume: Resume = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float64,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Phonons of a crystal: bands, density of states, heat capacity and free energy, instabilities."""
+    from equipes.simulate.phonons import PhononOptions
+    from equipes.simulate.phonons import phonons as calculate
+
+    options = PhononOptions(
+        supercell=supercell,
+        length=length,
+        displacement=displacement,
+        relax=relax,
+        mesh=mesh,
+        temperatures=(max_temperature, 10.0),
+        born=None if born is None else str(born),
+        check_supercell=check_supercell,
+    )
+    with workflow(
+        "phonons",
+        options,
+        model=model,
+        structure=structure,
+        frame=frame,
+        device=device,
+        dtype=dtype,
+        out=out,
+        json=json,
+        resume=resume,
+        overwrite=overwrite,
+    ) as run:
+        result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
+        from equipes.files import atomic_write
+        from equipes.report.crystals import phonon_plot, thermal_plot
+
+        with atomic_write(run.out / "phonopy.yaml", overwrite=True) as temporary:
+            result.phonopy.save(temporary, settings={"force_constants": True})
+        figures = {
+            "phonons.png": ("bands and density of states", lambda: phonon_plot(result)),
+            "thermal.png": ("thermal properties", lambda: thermal_plot(result)),
+        }
+        run.finish(result, phonon_rows(result), figures=figures, structures=[result.atoms])
+
+
 def elastic_rows(result: ElasticResult) -> Iterator[tuple[str, object]]:
     """The numbers of an elastic tensor, for people."""
     yield "space group", f"{result.spacegroup}, {result.independent} independent constants"
@@ -83,3 +162,22 @@ def elastic_rows(result: ElasticResult) -> Iterator[tuple[str, object]]:
         yield "Young's modulus", f"{m.young_gpa:.2f} GPa, Poisson's ratio {m.poisson_ratio:.3f}"
         yield "anisotropy", f"{m.universal_anisotropy:.3f} (universal; 0 is isotropic)"
         yield "Debye temperature", f"{result.debye_temperature_k:.0f} K, from the sound velocities"
+
+
+def phonon_rows(result: PhononResult) -> Iterator[tuple[str, object]]:
+    """The numbers of a calculation of phonons, for people."""
+    verdict = "yes" if result.stable else f"NO, {len(result.imaginary)} q-points with imaginary modes"
+    yield "stable", f"{verdict} (lowest frequency {result.lowest_thz + 0.0:.3f} THz)"
+    for label, frequencies in result.points_thz.items():
+        yield f"at {label}", " ".join(f"{value + 0.0:.3f}" for value in frequencies.round(3)) + " THz"
+    thermal = result.thermal
+    formula = result.atoms.get_chemical_formula()
+    yield "zero-point energy", f"{thermal.zero_point_energy_kj_per_mol:.4f} kJ per mole of {formula}"
+    for temperature in (300.0, float(thermal.temperatures_k[-1])):
+        at = int(abs(thermal.temperatures_k - temperature).argmin())
+        yield (
+            f"at {thermal.temperatures_k[at]:.0f} K",
+            f"heat capacity {thermal.heat_capacity_j_per_k_per_mol[at]:.3f} J/K,"
+            f" entropy {thermal.entropy_j_per_k_per_mol[at]:.3f} J/K,"
+            f" free energy {thermal.free_energy_kj_per_mol[at]:.3f} kJ per mole of {formula}",
+        )

@@ -11,6 +11,7 @@ from equipes.report.figures import COLORS, INK, new_figure, styled
 
 if TYPE_CHECKING:
     from equipes.simulate.elastic import ElasticResult
+    from equipes.simulate.phonons import PhononResult
 
 
 @styled
@@ -32,4 +33,57 @@ def elastic_plot(result: ElasticResult) -> Figure:
         axes.set_title(f"{name} plane", loc="center")
         axes.set_ylim(bottom=0)
     figure.suptitle("Young's modulus by direction (GPa); dashed: polycrystal", fontsize=10)
+    return figure
+
+
+@styled
+def phonon_plot(result: PhononResult) -> Figure:
+    """Bands along the path, with the density of states beside them; imaginary frequencies are below zero."""
+    figure = new_figure(7.6, 4.2)
+    axes, side = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
+    ticks: dict[float, str] = {}
+    previous = ""
+    for band in result.bands:
+        axes.plot(band.distances, band.frequencies_thz, color=COLORS["energy"], lw=1.1)
+        first, last = float(band.distances[0]), float(band.distances[-1])
+        jump = previous and previous != band.labels[0]
+        ticks[first] = f"{previous}|{band.labels[0]}" if jump else band.labels[0]
+        ticks[last] = previous = band.labels[1]
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, float(result.bands[-1].distances[-1]))
+    for panel in (axes, side):
+        panel.axhline(0, color=INK, lw=0.7)
+    side.fill_betweenx(result.dos_thz, result.dos, color=COLORS["energy"], alpha=0.3, lw=0)
+    side.plot(result.dos, result.dos_thz, color=COLORS["energy"], lw=1.0)
+    side.set_xlim(left=0)
+    side.set_xlabel("states (1/THz)")
+    axes.set_ylabel("frequency (THz)")
+    stable = "stable" if result.stable else f"imaginary down to {result.lowest_thz:.2f} THz"
+    axes.set_title(f"phonons of {result.atoms.get_chemical_formula()} · {stable}")
+    return figure
+
+
+@styled
+def thermal_plot(result: PhononResult) -> Figure:
+    """Free energy, entropy and heat capacity over temperature, in the harmonic approximation."""
+    thermal = result.thermal
+    figure = new_figure(5.4, 3.4)
+    axes = figure.subplots()
+    axes.plot(thermal.temperatures_k, thermal.free_energy_kj_per_mol, label="free energy (kJ/mol)", color=INK)
+    axes.plot(
+        thermal.temperatures_k,
+        thermal.entropy_j_per_k_per_mol,
+        label="entropy (J/K/mol)",
+        color=COLORS["stress"],
+    )
+    axes.plot(
+        thermal.temperatures_k,
+        thermal.heat_capacity_j_per_k_per_mol,
+        label="heat capacity (J/K/mol)",
+        color=COLORS["forces"],
+    )
+    axes.set_xlabel("temperature (K)")
+    axes.set_title(f"per mole of {result.atoms.get_chemical_formula()}")
+    axes.legend(fontsize=8.5)
     return figure

@@ -66,3 +66,36 @@ def checked_supercell(supercell: tuple[int, int, int]) -> tuple[int, int, int]:
     if len(supercell) != 3 or any(int(n) != n or n < 1 for n in supercell):
         raise InputError(f"a supercell is three whole numbers of at least 1, such as 2 2 2, not {supercell}")
     return int(supercell[0]), int(supercell[1]), int(supercell[2])
+
+
+def symmetrized(atoms: ase.Atoms, tolerance: float = SYMMETRY_TOLERANCE) -> ase.Atoms:
+    """A copy made exactly symmetric, without calculator, constraints or anything else that came with it."""
+    from ase.spacegroup.symmetrize import refine_symmetry
+
+    copy = ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+    if atoms.has("masses"):
+        copy.set_masses(atoms.get_masses())
+    symmetry_of(copy, tolerance)  # which says in our words when there is none
+    refine_symmetry(copy, symprec=tolerance, verbose=False)
+    return copy
+
+
+def conventional_cell(atoms: ase.Atoms) -> ase.Atoms:
+    """The crystal in its conventional cell, not turned. Isotopes (masses of one's own) are refused.
+
+    >>> from ase.build import bulk
+    >>> len(conventional_cell(bulk("Cu", a=3.6)))
+    4
+    """
+    if atoms.has("masses"):
+        raise InputError(
+            "a supercell cannot be chosen for a structure with masses of its own; give --supercell"
+        )
+    dataset = symmetry_of(atoms)
+    rotation = np.array(dataset.std_rotation_matrix)
+    return ase.Atoms(
+        numbers=dataset.std_types,
+        scaled_positions=dataset.std_positions,
+        cell=np.array(dataset.std_lattice) @ rotation,
+        pbc=True,
+    )

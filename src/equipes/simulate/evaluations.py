@@ -9,7 +9,7 @@ import ase
 import numpy as np
 from ase.calculators.calculator import BaseCalculator
 
-from equipes.calculators import Calculator
+from equipes.calculators.ase import Calculator
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.simulate.errors import SimulationError
