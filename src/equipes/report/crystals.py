@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from equipes.report.figures import COLORS, INK, new_figure, styled
 
 if TYPE_CHECKING:
+    from equipes.simulate.conductivity import ConductivityResult
     from equipes.simulate.elastic import ElasticResult
     from equipes.simulate.phonons import PhononResult
 
@@ -86,4 +87,29 @@ def thermal_plot(result: PhononResult) -> Figure:
     axes.set_xlabel("temperature (K)")
     axes.set_title(f"per mole of {result.atoms.get_chemical_formula()}")
     axes.legend(fontsize=8.5)
+    return figure
+
+
+@styled
+def conductivity_plot(result: ConductivityResult) -> Figure:
+    """Conductivity over temperature by direction, and at the temperature nearest to 300 K over the mesh."""
+    figure = new_figure(7.6, 3.4)
+    left, right = figure.subplots(1, 2)
+    solutions = [("relaxation time", result.relaxation_time, "--")]
+    if result.full is not None:
+        solutions.append(("full solution", result.full, "-"))
+    at = int(np.abs(result.temperatures_k - 300).argmin())
+    inverse = [float(np.prod(mesh)) ** (-1 / 3) for mesh in result.meshes]
+    for name, values, style in solutions:
+        for k, (axis, color) in enumerate(zip("xyz", ("energy", "forces", "stress"), strict=True)):
+            label = f"{axis}{axis}, {name}"
+            left.plot(result.temperatures_k, values[-1][:, k], style, color=COLORS[color], label=label)
+        right.plot(inverse, values[:, at, :3].mean(axis=1), style, marker="o", ms=4, color=INK, label=name)
+    left.set(xlabel="temperature (K)", ylabel="conductivity (W/m/K)", xscale="log", yscale="log")
+    left.legend(fontsize=7.5)
+    right.set(xlabel="1 / q-points along a vector", ylabel="conductivity (W/m/K)")
+    right.set_xlim(left=0)
+    right.set_title(f"convergence at {result.temperatures_k[at]:g} K")
+    right.legend(fontsize=8)
+    left.set_title("lattice conductivity")
     return figure
