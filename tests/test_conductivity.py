@@ -31,17 +31,6 @@ def dft_files(shared_data: Path) -> tuple[Path, Path]:
     return folder / "Si-PBE_phono3py_disp.yaml", folder / "Si-PBE_FORCES_FC3"
 
 
-@pytest.mark.slow
-def test_forces_of_dft_give_the_known_conductivity(shared_data: Path) -> None:
-    options = ConductivityOptions(meshes=(35.0,), temperatures=(300.0,), isotopes=False, full=False)
-    result = conductivity_from_forces(*dft_files(shared_data), options)
-    assert result.meshes == [(11, 11, 11)]
-    path = shared_data / "data" / "reference" / "thermal_conductivity_300K.json"
-    known = json.loads(path.read_text())["Si_phono3py_examples"]["PBE"]["mesh_11"]
-    assert result.isotropic(300.0) == pytest.approx(known, rel=0.03)
-    assert result.best[0, 3:] == pytest.approx(0, abs=1e-6)
-
-
 def test_the_full_solution_of_dft_forces_on_a_coarse_mesh(shared_data: Path) -> None:
     options = ConductivityOptions(meshes=(22.0,), temperatures=(300.0,), isotopes=False)
     result = conductivity_from_forces(*dft_files(shared_data), options)

@@ -57,47 +57,72 @@ class Workflow:
         figures: Mapping[str, tuple[str, Callable[[], Figure]]],
         structures: Sequence[ase.Atoms],
     ) -> None:
-        """Write everything and print the rows.
-
-        `figures` are, by the name of their file, what they show and how they are drawn.
-        """
-        from ase.io import write
-
-        from equipes.files import atomic_write
-        from equipes.report.figures import save
-        from equipes.report.workflow import write_workflow_page
-
-        provenance: Provenance = result.provenance
-        summary = {"command": self.name, **self.facts, **result.summary()}
-        write_json(summary, self.out / f"{self.name}.json", overwrite=True)
-        drawn = {name: (about, draw()) for name, (about, draw) in figures.items()}
-        for name, (_, figure) in drawn.items():
-            save(figure, self.out / name, overwrite=True)
-        with atomic_write(self.out / "structure.extxyz", overwrite=True) as temporary:
-            write(temporary, list(structures), format="extxyz")
-        lines = list(rows)
-        write_workflow_page(
-            self.out / PAGE,
-            title=f"{self.name}: {self.atoms.get_chemical_formula()}",
-            subtitle=", ".join(f"{key} {value}" for key, value in self.facts.items() if key != "options"),
-            rows=lines,
-            figures=dict(drawn.values()),
+        """See `write_result`."""
+        write_result(
+            self.name,
+            self.facts,
+            result,
+            rows,
+            out=self.out,
+            figures=figures,
             structures=structures,
-            provenance=provenance,
-            overwrite=True,
+            json=self.json,
+            overwrite=self.overwrite,
         )
-        quiet = self.json == STDOUT
-        told = [
-            *lines,
-            *(("convergence", check.sentence()) for check in provenance.checks),
-            ("method", provenance.method),
-            *(("cite", citation) for citation in provenance.citations),
-            ("written", f"{self.out}: {self.name}.json {' '.join(drawn)} {PAGE} structure.extxyz"),
-        ]
-        print_table(told, quiet=quiet)
-        write_json(summary, self.json, overwrite=self.overwrite)
-        for sentence in provenance.warnings:
-            typer.echo(f"Warning: {sentence}", err=True)
+
+
+def write_result(
+    name: str,
+    facts: Mapping[str, Any],
+    result: Any,
+    rows: Rows,
+    *,
+    out: Path,
+    figures: Mapping[str, tuple[str, Callable[[], Figure]]],
+    structures: Sequence[ase.Atoms],
+    json: Path | None,
+    overwrite: bool,
+) -> None:
+    """Write numbers, figures, structures and the page into `out`, and print the rows.
+
+    `figures` are, by the name of their file, what they show and how they are drawn.
+    """
+    from ase.io import write
+
+    from equipes.files import atomic_write
+    from equipes.report.figures import save
+    from equipes.report.workflow import write_workflow_page
+
+    provenance: Provenance = result.provenance
+    summary = {"command": name, **facts, **result.summary()}
+    write_json(summary, out / f"{name}.json", overwrite=True)
+    drawn = {file: (about, draw()) for file, (about, draw) in figures.items()}
+    for file, (_, figure) in drawn.items():
+        save(figure, out / file, overwrite=True)
+    with atomic_write(out / "structure.extxyz", overwrite=True) as temporary:
+        write(temporary, list(structures), format="extxyz")
+    lines = list(rows)
+    write_workflow_page(
+        out / PAGE,
+        title=f"{name}: {structures[0].get_chemical_formula()}",
+        subtitle=", ".join(f"{key} {value}" for key, value in facts.items() if key != "options"),
+        rows=lines,
+        figures=dict(drawn.values()),
+        structures=structures,
+        provenance=provenance,
+        overwrite=True,
+    )
+    told = [
+        *lines,
+        *(("convergence", check.sentence()) for check in provenance.checks),
+        ("method", provenance.method),
+        *(("cite", citation) for citation in provenance.citations),
+        ("written", f"{out}: {name}.json {' '.join(drawn)} {PAGE} structure.extxyz"),
+    ]
+    print_table(told, quiet=json == STDOUT)
+    write_json(summary, json, overwrite=overwrite)
+    for sentence in provenance.warnings:
+        typer.echo(f"Warning: {sentence}", err=True)
 
 
 @contextmanager

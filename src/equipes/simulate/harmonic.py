@@ -193,7 +193,7 @@ def bands(phonon: Any, points: int) -> list[Band]:
         found = seekpath.get_path_orig_cell((cell.cell, cell.scaled_positions, cell.numbers), symprec=1e-4)
     corners = {name: np.array(point) for name, point in found["point_coords"].items()}
     reciprocal = np.linalg.inv(cell.cell)
-    lengths = [np.linalg.norm(reciprocal @ (corners[b] - corners[a])) for a, b in found["path"]]
+    lengths = [float(np.linalg.norm(reciprocal @ (corners[b] - corners[a]))) for a, b in found["path"]]
     pieces, start = [], 0.0
     for (a, b), length in zip(found["path"], lengths, strict=True):
         n = max(2, round(points * length / sum(lengths)))

@@ -225,7 +225,7 @@ def analyzed(
 ) -> PhononResult:
     """Everything that follows from force constants."""
     pieces = bands(phonon, options.points)
-    corners = {}
+    corners: dict[str, np.ndarray] = {}
     for band in pieces:
         for label, end in zip(band.labels, (0, -1), strict=True):
             corners.setdefault(label, band.frequencies_thz[end])
