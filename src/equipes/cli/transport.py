@@ -1,4 +1,4 @@
-"""`equipes diffusion` and `msd`: how ions move, by dynamics or in a trajectory that is there already."""
+"""`equipes diffusion`, `msd` and `neb`: how ions move, in dynamics, in a trajectory that is there, over a barrier."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from equipes.cli.running import (
     start,
     stopping,
 )
-from equipes.cli.workflow import OutDirectory, Resume, write_result
+from equipes.cli.workflow import OutDirectory, Resume, workflow, write_result
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
     from equipes.simulate.diffusion import ArrheniusResult, DiffusionResult
+    from equipes.simulate.neb import NEBResult
     from equipes.simulate.records import Row
 
 Mobile = Annotated[str, typer.Option("--mobile", help="Symbol of the element that diffuses, such as Li.")]
@@ -42,6 +43,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(diffusion)
     app.command()(msd)
+    app.command()(neb)
 
 
 def diffusion(
@@ -188,6 +190,75 @@ def msd(
         json=json,
         overwrite=overwrite,
     )
+
+
+def neb(
+    model: ModelPath,
+    initial: Annotated[Path, typer.Argument(metavar="INITIAL", help="The structure before the hop.")],
+    final: Annotated[
+        Path, typer.Argument(metavar="FINAL", help="The structure after it, atoms in the same order.")
+    ],
+    out: OutDirectory = None,
+    images: Annotated[int, typer.Option(help="Between the two ends.")] = 7,
+    fmax: Annotated[float, typer.Option(help="Force across the band, eV/Å.")] = 0.03,
+    relax: Annotated[bool, typer.Option("--relax/--no-relax", help="Relax the ends first.")] = True,
+    steps: Annotated[int, typer.Option(help="Give up after so many steps.")] = 500,
+    spring: Annotated[float, typer.Option(help="Between images, eV/Å².")] = 0.1,
+    straight: Annotated[
+        bool, typer.Option("--straight", help="Start from a straight line, not from IDPP.")
+    ] = False,
+    resume: Resume = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Barrier of a hop or reaction: nudged elastic band with a climbing image. Exit status 1 if not converged."""
+    from equipes.simulate.neb import NEBOptions
+    from equipes.simulate.neb import neb as calculate
+    from equipes.simulate.store import structure_key
+    from equipes.simulate.structures import read_structure
+
+    options = NEBOptions(
+        images=images, fmax=fmax, relax_ends=relax, spring=spring, steps=steps, idpp=not straight
+    )
+    last = read_structure(final, frame)
+    with workflow(
+        "neb",
+        options,
+        model=model,
+        structure=initial,
+        frame=frame,
+        device=device,
+        dtype=dtype,
+        out=out,
+        json=json,
+        resume=resume,
+        overwrite=overwrite,
+        key={"final": structure_key(last)},
+        changeable=("steps",),
+    ) as run:
+        result = calculate(run.atoms, last, run.calculator, options, store=run.store, progress=run.progress)
+        from equipes.report.transport import neb_plot
+
+        figures = {"neb.png": ("energy along the path", lambda: neb_plot(result))}
+        run.finish(result, neb_rows(result), figures=figures, structures=result.images)
+    if not result.converged:
+        raise typer.Exit(1)
+
+
+def neb_rows(result: NEBResult) -> Iterator[tuple[str, object]]:
+    """The numbers of a path, for people."""
+    yield "converged", f"{'yes' if result.converged else 'NO'}, after {result.steps} steps"
+    yield (
+        "barrier",
+        f"{result.barrier_ev:.4f} eV (image {result.saddle}; spline {result.spline_barrier_ev:.4f} eV)",
+    )
+    yield "barrier back", f"{result.reverse_barrier_ev:.4f} eV"
+    yield "reaction energy", f"{result.reaction_energy_ev:+.4f} eV"
+    yield "path", f"{result.distances_ang[-1]:.3f} Å"
+    yield "energies", " ".join(f"{energy:.3f}" for energy in result.energies_ev) + " eV"
 
 
 def diffusion_rows(

@@ -139,70 +139,61 @@ def workflow(
     json: Path | None,
     resume: bool,
     overwrite: bool,
+    key: Mapping[str, Any] | None = None,
+    changeable: Sequence[str] = (),
 ) -> Iterator[Workflow]:
-    """Read what is needed, prepare the directory, show progress; a simulation that cannot go on becomes status 1."""
+    """Read what is needed, prepare the directory, show progress; a simulation that cannot go on becomes status 1.
+
+    `key` is what else a continued calculation must have in common with the one before; options named in `changeable`
+    need not be the same.
+    """
+    from equipes.simulate.store import structure_key
+
     check_json_path(json, overwrite=overwrite)
-    if hasattr(options, "check"):
-        options.check()
+    options.check()
     atoms, calculator = start(model, structure, frame, device, dtype)
     facts = {"model": str(model), "structure": str(structure), "frame": frame, "dtype": dtype.value}
-    key = {"potential": fingerprint(model, dtype)}
-    with (
-        prepared(name, options, atoms, key, structure, out, resume=resume, overwrite=overwrite) as (
-            where,
-            store,
-        ),
-        stopping(),
-        progress_of(name) as follow,
-    ):
-        yield Workflow(
-            name=name,
-            facts={**facts, "options": asdict(options)},
-            atoms=atoms,
-            calculator=calculator,
-            out=where,
-            store=store,
-            progress=follow,
-            json=json,
-            overwrite=overwrite,
-        )
+    where = out or Path(f"{structure.stem}_{name}")
+    same = {option: value for option, value in asdict(options).items() if option not in changeable}
+    made_with = {
+        "command": name,
+        "potential": fingerprint(model, dtype),
+        "structure": structure_key(atoms),
+        **(key or {}),
+        "options": same,
+    }
+    store = _opened(where, made_with, resume=resume, overwrite=overwrite)
+    try:
+        with store, stopping(), progress_of(name) as follow:
+            yield Workflow(
+                name=name,
+                facts={**facts, "options": asdict(options)},
+                atoms=atoms,
+                calculator=calculator,
+                out=where,
+                store=store,
+                progress=follow,
+                json=json,
+                overwrite=overwrite,
+            )
+    except KeyboardInterrupt:
+        typer.echo("What is done is kept; the same command with --resume continues.", err=True)
+        raise
 
 
-@contextmanager
-def prepared(
-    name: str,
-    options: Any,
-    atoms: ase.Atoms,
-    key: Mapping[str, Any],
-    structure: Path,
-    out: Path | None,
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> Iterator[tuple[Path, Store]]:
-    """The directory of a command and the store in it."""
+def _opened(where: Path, made_with: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Store:
     from equipes.files import new_directory
-    from equipes.simulate.store import Store, structure_key
+    from equipes.simulate.store import Store
 
     if resume and overwrite:
         raise InputError(
             "a calculation is either continued or replaced; give --resume or --overwrite, not both"
         )
-    where = out or Path(f"{structure.stem}_{name}")
-    facts = {"command": name, **key, "structure": structure_key(atoms), "options": asdict(options)}
-    if resume:
-        store = Store(where / CALCULATIONS, facts, resume=True)
-    else:
+    if not resume:
         new_directory(where, overwrite=overwrite)
-        (where / CALCULATIONS).unlink(missing_ok=True)
-        store = Store(where / CALCULATIONS, facts)
-        store.write()
-    try:
-        with store:
-            yield where, store
-    except KeyboardInterrupt:
-        typer.echo("What is done is kept; the same command with --resume continues.", err=True)
-        raise
+    store = Store(where / CALCULATIONS, made_with, resume=resume)
+    store.write()
+    return store
 
 
 @contextmanager

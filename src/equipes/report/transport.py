@@ -13,6 +13,7 @@ from equipes.report.figures import COLORS, INK, new_figure, styled
 
 if TYPE_CHECKING:
     from equipes.simulate.diffusion import ArrheniusResult, DiffusionResult
+    from equipes.simulate.neb import NEBResult
 
 
 @styled
@@ -62,4 +63,17 @@ def arrhenius_plot(results: Sequence[DiffusionResult], line: ArrheniusResult) ->
     axes.plot(inverse, curve, color=INK, lw=1)
     axes.set(xlabel="1000 / temperature (1/K)", ylabel="diffusion coefficient (cm²/s)", yscale="log")
     axes.set_title(f"Ea = {line.activation_energy_ev:.3f} ± {line.activation_energy_error:.3f} eV")
+    return figure
+
+
+@styled
+def neb_plot(result: NEBResult) -> Figure:
+    """Energy along the path: the images, and the spline through their energies and slopes."""
+    figure = new_figure(5.2, 3.4)
+    axes = figure.subplots()
+    axes.plot(result.curve_distances_ang, result.curve_energies_ev, color=COLORS["energy"])
+    axes.plot(result.distances_ang, result.energies_ev, "o", color=COLORS["forces"], ms=5)
+    axes.axhline(result.barrier_ev, color=COLORS["quiet"], lw=0.9, ls="--")
+    axes.set(xlabel="path (Å)", ylabel="energy (eV)")
+    axes.set_title(f"barrier {result.barrier_ev:.3f} eV, back {result.reverse_barrier_ev:.3f} eV")
     return figure

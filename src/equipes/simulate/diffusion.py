@@ -1,11 +1,11 @@
 """Diffusion from the motion of atoms: mean-square displacement, diffusion coefficient, ionic conductivity, Arrhenius.
 
 The mean-square displacement is averaged over all time origins and over the mobile atoms, after the motion of the
-others has been taken out. Its slope over a window of lags is 2 D in each direction. The error of D is the larger of two:
-the spread over blocks of the run, each analysed by itself (which knows that ions move together), and the standard error
-over the mobile atoms (which knows that blocks are few). The spread over blocks is not divided by the root of their
-number: a random walk looks the same on every scale, so a line over the same fractions of the lags is as uncertain,
-relative to D, for the whole run as it is for one block.
+others has been taken out. Its slope over a window of lags is 2 D in each direction. The error of D is the larger of
+two: the spread over blocks of the run, each analysed by itself (which knows that ions move together), and the
+standard error over the mobile atoms (which knows that blocks are few). The spread over blocks is not divided by the
+root of their number: a random walk looks the same on every scale, so a line over the same fractions of the lags is as
+uncertain, relative to D, for the whole run as it is for one block.
 """
 
 from __future__ import annotations
