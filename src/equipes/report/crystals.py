@@ -12,6 +12,7 @@ from equipes.report.figures import COLORS, INK, new_figure, styled
 if TYPE_CHECKING:
     from equipes.simulate.conductivity import ConductivityResult
     from equipes.simulate.elastic import ElasticResult
+    from equipes.simulate.expansion import ExpansionResult
     from equipes.simulate.phonons import PhononResult
 
 
@@ -112,4 +113,23 @@ def conductivity_plot(result: ConductivityResult) -> Figure:
     right.set_title(f"convergence at {result.temperatures_k[at]:g} K")
     right.legend(fontsize=8)
     left.set_title("lattice conductivity")
+    return figure
+
+
+@styled
+def expansion_plot(result: ExpansionResult) -> Figure:
+    """Volume, linear expansion coefficient, bulk modulus and heat capacity over temperature."""
+    figure = new_figure(7.6, 5.2)
+    t = result.temperatures_k
+    panels = (
+        ("volume (Å³ per primitive cell)", result.volume_ang3, "energy"),
+        ("linear expansion (10⁻⁶/K)", 1e6 * result.expansion_per_k / 3, "forces"),
+        ("bulk modulus (GPa)", result.bulk_modulus_gpa, "stress"),
+        ("heat capacity at constant pressure (J/K/mol)", result.heat_capacity_j_per_k_per_mol, "other"),
+    )
+    for axes, (title, values, color) in zip(figure.subplots(2, 2).ravel(), panels, strict=True):
+        axes.plot(t, values, color=COLORS[color])
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("temperature (K)")
+        axes.ticklabel_format(axis="y", useOffset=False)
     return figure

@@ -157,13 +157,12 @@ def match_atoms(perfect: ase.Atoms, displaced: ase.Atoms, where: str) -> tuple[n
         )
     if displaced.calc is None or "forces" not in displaced.calc.results:
         raise InputError(f"{where}: no forces; give structures with calculated forces")
-    order = np.empty(len(perfect), dtype=int)
-    moves = np.empty((len(perfect), 3))
-    for atom, position in enumerate(perfect.positions):
-        vectors, lengths = find_mic(displaced.positions - position, perfect.cell)
-        lengths = np.where(displaced.numbers == perfect.numbers[atom], lengths, np.inf)
-        order[atom] = int(lengths.argmin())
-        moves[atom] = vectors[order[atom]]
+    n = len(perfect)
+    vectors = (displaced.positions[None] - perfect.positions[:, None]).reshape(-1, 3)
+    shortest, lengths = find_mic(vectors, perfect.cell)
+    alike = displaced.numbers[None] == perfect.numbers[:, None]
+    order = np.where(alike, lengths.reshape(n, n), np.inf).argmin(axis=1)
+    moves = shortest.reshape(n, n, 3)[np.arange(n), order]
     if len(set(order.tolist())) != len(perfect) or np.linalg.norm(moves, axis=1).max() > 0.5:
         raise InputError(f"{where}: its atoms are not those of the supercell, slightly displaced")
     return order, moves
