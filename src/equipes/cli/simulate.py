@@ -48,6 +48,14 @@ class OptimizerName(StrEnum):
     fire = "fire"
 
 
+class CellFreedomName(StrEnum):
+    """What of a cell relaxes."""
+
+    all = "all"
+    hydrostatic = "hydrostatic"
+    in_plane = "in-plane"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(relax)
@@ -67,6 +75,9 @@ def relax(
             "--cell/--no-cell", help="Relax the cell too.", show_default="if periodic in all directions"
         ),
     ] = None,
+    freedom: Annotated[
+        CellFreedomName, typer.Option(help="What of the cell relaxes: its volume only, a film's plane.")
+    ] = CellFreedomName.all,
     pressure: Annotated[float, typer.Option(help="Pressure on the cell, GPa.")] = 0.0,
     fmax: Annotated[float, typer.Option(help="Stop when all forces are smaller, eV/Å.")] = 0.01,
     smax: Annotated[float, typer.Option(help="… and stress + pressure too, GPa.")] = 0.05,
@@ -94,11 +105,10 @@ def relax(
     check_targets((out, trajectory), overwrite=overwrite)
     atoms, calculator = start(model, structure, frame, device, dtype)
     quiet = json == STDOUT
-    with_cell = relaxes_cell(atoms) if cell is None else cell
+    with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
     if not quiet:
-        typer.echo(
-            f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {_about_cell(atoms, cell, pressure)}"
-        )
+        about = _about_cell(atoms, with_cell, freedom, pressure)
+        typer.echo(f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {about}")
     images: list[ase.Atoms] = []
     with progress_line() as progress, stopping():
         task = progress.add_task("relaxing", total=None)
@@ -118,6 +128,7 @@ def relax(
             smax=smax,
             steps=steps,
             symmetry=symmetry,
+            freedom=freedom.value,
             optimizer=optimizer.value,
             on_step=follow,
         )
@@ -270,11 +281,12 @@ def eos(
     write_json(summary, json, overwrite=overwrite)
 
 
-def _about_cell(atoms: ase.Atoms, wanted: bool | None, pressure: float) -> str:
+def _about_cell(atoms: ase.Atoms, relaxes: bool, freedom: CellFreedomName, pressure: float) -> str:
     from equipes.simulate.relax import relaxes_cell
 
-    if relaxes_cell(atoms) if wanted is None else wanted:
-        return f"Atoms and cell relax, at {pressure:g} GPa; --no-cell holds the cell."
+    if relaxes:
+        what = {"all": "cell", "hydrostatic": "volume", "in-plane": "cell in the xy plane"}[freedom.value]
+        return f"Atoms and {what} relax, at {pressure:g} GPa; --no-cell holds the cell."
     if relaxes_cell(atoms):
         return "Only the atoms relax; the cell is held."
     return "Only the atoms relax: the structure is not periodic in all directions."
