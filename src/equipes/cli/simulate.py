@@ -40,6 +40,14 @@ class EnsembleName(StrEnum):
     npt = "npt"
 
 
+class ThermostatName(StrEnum):
+    """Thermostats of nvt."""
+
+    bussi = "bussi"
+    nose_hoover = "nose-hoover"
+    langevin = "langevin"
+
+
 class OptimizerName(StrEnum):
     """Optimisers of a relaxation."""
 
@@ -159,8 +167,15 @@ def md(
     ensemble: Annotated[EnsembleName, typer.Option(help="What is kept constant.")],
     steps: Annotated[int, typer.Option(help="Length of the whole run.")],
     temperature: Annotated[float | None, typer.Option(help="K; in nve that of the first velocities.")] = None,
+    temperature_end: Annotated[
+        float | None, typer.Option("--temperature-end", help="K; the target goes there over the run.")
+    ] = None,
     timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
     pressure: Annotated[float, typer.Option(help="GPa, in npt.")] = 0.0,
+    pressure_end: Annotated[
+        float | None, typer.Option("--pressure-end", help="GPa; the target goes there over the run.")
+    ] = None,
+    thermostat: Annotated[ThermostatName, typer.Option(help="Of nvt.")] = ThermostatName.bussi,
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
     interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10,
     keep_velocities: Annotated[
@@ -196,6 +211,9 @@ def md(
         flexible_cell=flexible_cell,
         thermostat_time=thermostat_time,
         barostat_time=barostat_time,
+        thermostat=thermostat.value,
+        temperature_end=temperature_end,
+        pressure_end=pressure_end,
     )
     quiet = json == STDOUT
     with progress_line() as progress, stopping():

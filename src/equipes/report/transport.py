@@ -13,6 +13,7 @@ from equipes.report.figures import COLORS, INK, new_figure, styled
 
 if TYPE_CHECKING:
     from equipes.simulate.diffusion import ArrheniusResult, DiffusionResult
+    from equipes.simulate.melt_quench import MeltQuenchResult
     from equipes.simulate.neb import NEBResult
 
 
@@ -76,4 +77,22 @@ def neb_plot(result: NEBResult) -> Figure:
     axes.axhline(result.barrier_ev, color=COLORS["quiet"], lw=0.9, ls="--")
     axes.set(xlabel="path (Å)", ylabel="energy (eV)")
     axes.set_title(f"barrier {result.barrier_ev:.3f} eV, back {result.reverse_barrier_ev:.3f} eV")
+    return figure
+
+
+@styled
+def rdf_plot(result: MeltQuenchResult) -> Figure:
+    """Radial distributions of the melt and of the glass, a panel for each pair of elements."""
+    count = len(result.glass)
+    figure = new_figure(3.4 * min(count, 3), 2.8 * -(-count // 3))
+    panels = figure.subplots(-(-count // 3), min(count, 3), squeeze=False).ravel()
+    for axes, melt, glass in zip(panels, result.melt, result.glass, strict=False):
+        axes.plot(melt.distances_ang, melt.values, color=COLORS["forces"], lw=0.9, label="melt")
+        axes.plot(glass.distances_ang, glass.values, color=COLORS["energy"], label="glass")
+        axes.axvline(glass.minimum_ang, color=COLORS["quiet"], lw=0.8, ls="--")
+        axes.set_title(f"{'-'.join(glass.pair)} · {glass.coordination:.2f} neighbours", fontsize=9)
+        axes.set(xlabel="distance (Å)", ylabel="g(r)")
+        axes.legend(fontsize=8)
+    for axes in panels[count:]:
+        axes.set_visible(False)
     return figure

@@ -27,7 +27,9 @@ from equipes.simulate.eos import EquationOfStateResult, equation_of_state
 from equipes.simulate.errors import SimulationError
 from equipes.simulate.expansion import ExpansionOptions, ExpansionResult, expansion
 from equipes.simulate.md import MDResult, run_md
+from equipes.simulate.melt_quench import MeltQuenchOptions, MeltQuenchResult, melt_quench
 from equipes.simulate.neb import NEBOptions, NEBResult, neb, vacancy_hop
+from equipes.simulate.order import RadialDistribution, coordination_numbers, radial_distributions
 from equipes.simulate.phonons import PhononOptions, PhononResult, phonons, phonons_from_forces
 from equipes.simulate.relax import RelaxResult, relax
 from equipes.simulate.results import Check, Provenance
@@ -50,6 +52,8 @@ __all__ = [
     "ExpansionResult",
     "MDResult",
     "MDSettings",
+    "MeltQuenchOptions",
+    "MeltQuenchResult",
     "Motion",
     "NEBOptions",
     "NEBResult",
@@ -57,6 +61,7 @@ __all__ = [
     "PhononResult",
     "Provenance",
     "RelaxResult",
+    "RadialDistribution",
     "SimulationError",
     "Store",
     "analyze_diffusion",
@@ -65,12 +70,15 @@ __all__ = [
     "conductivity_from_forces",
     "diffusion",
     "elastic",
+    "coordination_numbers",
     "equation_of_state",
     "expansion",
+    "melt_quench",
     "motion_of",
     "neb",
     "phonons",
     "phonons_from_forces",
+    "radial_distributions",
     "relax",
     "run_md",
     "vacancy_hop",
