@@ -243,7 +243,7 @@ def md_case(at: Setting) -> Iterator[Row]:
     warm = run_md(
         atoms,
         calculator,
-        MDSettings("nvt", steps=400, timestep=2.0, temperature=300.0),
+        MDSettings("nvt", steps=600, timestep=2.0, temperature=300.0, thermostat_time=20.0),
         at.out / "nvt",
         overwrite=True,
     )

@@ -106,6 +106,17 @@ def test_the_first_path_keeps_atoms_apart() -> None:
     assert closest[1] > 1.0
 
 
+def test_a_path_is_symmetric_also_for_a_hop_by_half_a_cell(hop) -> None:
+    """The cell is so thin that the hop is by half of it, and as short on the other side."""
+    steps = [
+        np.linalg.norm(b.positions - a.positions)
+        for a, b in zip(hop.images[:-1], hop.images[1:], strict=True)
+    ]
+    assert hop.images[0].cell[2, 2] == pytest.approx(2 * 3.59 / 2)
+    np.testing.assert_allclose(steps, np.diff(hop.distances_ang), rtol=1e-6)
+    np.testing.assert_allclose(hop.curve_energies_ev, hop.curve_energies_ev[::-1], atol=0.02)
+
+
 def test_atoms_take_the_shortest_way_through_the_boundary() -> None:
     first = Atoms("Cu2", positions=[[0.2, 0, 0], [2, 2, 2]], cell=[5, 5, 5], pbc=True)
     last = first.copy()

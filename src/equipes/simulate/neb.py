@@ -12,6 +12,7 @@ from ase.calculators.calculator import BaseCalculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.geometry import find_mic
 from ase.mep import NEB
+from ase.mep.neb import idpp_interpolate
 from ase.utils.forcecurve import fit_images
 
 from equipes.errors import InputError
@@ -171,7 +172,11 @@ def matched_ends(initial: ase.Atoms, final: ase.Atoms) -> tuple[ase.Atoms, ase.A
     if not np.allclose(initial.cell, final.cell, atol=1e-4) or not np.array_equal(initial.pbc, final.pbc):
         raise InputError("the ends have different cells; put both into the same")
     first, last = initial.copy(), initial.copy()
-    way, lengths = find_mic(final.positions - initial.positions, initial.cell, initial.pbc)
+    given = final.positions - initial.positions
+    way, lengths = find_mic(given, initial.cell, initial.pbc)
+    # Where the way given is one of the shortest, as of a hop by half a cell, it is the one meant.
+    as_short = np.linalg.norm(given, axis=1) < lengths + 1e-6
+    way[as_short] = given[as_short]
     if lengths.max() < _DISTINCT:
         raise InputError(
             f"no atom moves by more than {lengths.max():.2g} Å between the ends: they are the same"
@@ -204,10 +209,13 @@ def vacancy_hop(crystal: ase.Atoms, vacancy: int, neighbor: int | None = None) -
 def first_path(first: ase.Atoms, last: ase.Atoms, between: int, *, idpp: bool = True) -> list[ase.Atoms]:
     """Images from one end to the other."""
     images = [first, *(first.copy() for _ in range(between)), last]
-    band = NEB(images, method="improvedtangent")
-    band.interpolate(mic=True, apply_constraint=False)
+    # The ends lie in one piece already. Looking for shortest ways again could turn a hop by half a cell around.
+    way = last.positions - first.positions
+    for number, image in enumerate(images[1:-1], start=1):
+        image.set_positions(first.positions + way * number / (between + 1), apply_constraint=False)
     if idpp:
-        band.interpolate("idpp", mic=True, apply_constraint=False)
+        band = NEB(images, method="improvedtangent")
+        idpp_interpolate(band, traj=None, log=None, mic=bool(first.pbc.any()))
     return images
 
 
