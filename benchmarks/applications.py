@@ -267,9 +267,9 @@ def glass_case(at: Setting) -> Iterator[Row]:
     quartz.set_cell(quartz.cell.array * (2.65 / 2.2) ** (1 / 3), scale_atoms=True)
     options = MeltQuenchOptions(
         melt=5000.0,
-        melt_steps=1500,
-        quench_steps=2500,
-        anneal_steps=500,
+        melt_steps=1110,
+        quench_steps=1500,
+        anneal_steps=300,
         timestep=1.5,
         interval=10,
         supercell=(2, 2, 2),
