@@ -105,3 +105,18 @@ def slab() -> Atoms:
     atoms.pbc = (True, True, False)
     atoms.rattle(0.05, seed=4)
     return atoms
+
+
+@pytest.fixture(scope="session")
+def published() -> Path:
+    """The published SevenNet-0 checkpoint (11 July 2024): `EQUIPES_SEVENNET`, or that of an installed `sevenn`."""
+    from equipes.foundation.fetch import find_installed
+
+    path = (
+        Path(os.environ["EQUIPES_SEVENNET"])
+        if os.environ.get("EQUIPES_SEVENNET")
+        else find_installed("7net-0")
+    )
+    if path is None or not path.is_file():
+        pytest.skip("no checkpoint of SevenNet-0 (set EQUIPES_SEVENNET to checkpoint_sevennet_0.pth)")
+    return path

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from laws import Model
+from ase import Atoms
+
+from equipes.graph import AtomGraph
+from equipes.models import build
+from laws import ROUND_OFF, SEED, Model
+from structures import SPECIES
 
 SHIFTS = {"H": -1.25, "C": 3.0, "O": -2.5}
 SCALES = {"H": 0.8, "C": 1.3, "O": 1.1}
@@ -57,5 +62,55 @@ MODELS = [
         per_type_energy_scales_trainable=True,
         per_type_energy_shifts_trainable=True,
         zbl=True,
+    ),
+]
+
+
+def sevennet(name: str, **hyperparameters: object) -> Model:
+    """A small SevenNet. An atom alone goes through its self-connections, so its energy is what the model says it is."""
+    small = {
+        "r_max": 3.2,
+        "num_layers": 2,
+        "l_max": 1,
+        "num_features": 4,
+        "num_bessels": 4,
+        "radial_mlp_depth": 1,
+        "radial_mlp_width": 8,
+        "denominator": 4.0,
+        "per_type_energy_scales": SCALES,
+        "per_type_energy_shifts": SHIFTS,
+    } | hyperparameters
+    potential = build("sevennet", SPECIES, small, dtype="float64", seed=SEED).eval()
+    alone = {s: potential(AtomGraph.from_atoms(Atoms(s), 3.2)).energy.item() for s in SPECIES}
+    # It takes three layers to make a cross product and then a scalar of it.
+    flat = small["l_max"] == 0 or small["num_layers"] < 3
+    return Model(
+        f"sevennet {name}",
+        "sevennet",
+        small,
+        alone,
+        (small["r_max"],),
+        knows_reflections=flat,
+        kinks=(small["xplor_on"], small["r_max"]) if "xplor_on" in small else (),
+        alone=ROUND_OFF,
+    )
+
+
+MODALITIES = {"modalities": ["low", "high"], "modality": "high"}
+MODELS += [
+    sevennet("l_max 2, XPLOR, 3 layers", l_max=2, num_layers=3, num_features=[4, 3, 2], xplor_on=2.9),
+    sevennet("l_max 3, unequal multiplicities", l_max=3, num_features=[4, 2, 1, 1], polynomial_cutoff_p=5),
+    sevennet("scalars only", l_max=0, num_layers=3),
+    sevennet("harmonics that grow", l_max=2, num_features=3, normalize_harmonics=False, xplor_on=2.5),
+    sevennet(
+        "everything trainable",
+        num_layers=3,
+        denominator=[3.0, 4.0, 5.0],
+        readout_width=3,
+        embedding_fan_in=89,
+        per_type_energy_scales_trainable=True,
+        per_type_energy_shifts_trainable=True,
+        per_type_energy_shifts={"low": {"H": 0.1, "C": 0.2, "O": 0.3}, "high": SHIFTS},
+        **MODALITIES,
     ),
 ]

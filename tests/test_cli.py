@@ -27,6 +27,8 @@ COMMANDS = (
     "md",
     "eos",
     "info",
+    "models",
+    "benchmark",
     "data",
     "convert",
     "doctor",

@@ -108,6 +108,7 @@ def test_bad_files(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("equipes.calculators.Calculator", lambda *_, **__: EMT())
+    Path("any").touch()
     ase.io.write("copper.extxyz", bulk("Cu", a=3.6))
     options = ["--supercell", 2, 2, 2, "--mesh", 8, "--mesh", 12, "--temperature", 300, "--rta-only"]
     assert equipes_command("conductivity", "any", "copper.extxyz", "--out", "k", *options) == 0

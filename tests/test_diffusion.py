@@ -169,6 +169,7 @@ def test_bad_input(rng: np.random.Generator, options: DiffusionOptions, sentence
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("equipes.calculators.Calculator", lambda *_, **__: PairCalculator(cutoff=6.0))
+    Path("any").touch()
     ase.io.write("argon.extxyz", liquid())
     options = ["--mobile", "Ar", "--temperature", 300, "--temperature", 400, "--steps", 400, "--interval", 5]
     options += ["--timestep", 8, "--blocks", 2]

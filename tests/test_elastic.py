@@ -184,6 +184,7 @@ def test_atoms_that_do_not_relax_are_told() -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("equipes.calculators.Calculator", lambda *_, **__: EMT())
+    Path("any").touch()
     ase.io.write("copper.extxyz", bulk("Cu", a=3.6))
     assert equipes_command("elastic", "any", "copper.extxyz") == 0
     shown = capsys.readouterr().out

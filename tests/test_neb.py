@@ -122,6 +122,10 @@ def test_atoms_take_the_shortest_way_through_the_boundary() -> None:
     last = first.copy()
     last.positions[0] = [4.7, 0, 0]
     assert matched_ends(first, last)[1].positions[0, 0] == pytest.approx(-0.3)
+    # By half a cell both ways are as short, and the one that was given is meant.
+    for way in (2.5, -2.5):
+        last.positions[0] = [0.2 + way, 0, 0]
+        assert matched_ends(first, last)[1].positions[0, 0] == pytest.approx(0.2 + way)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,7 @@ def test_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("equipes.calculators.Calculator", lambda *_, **__: EMT())
+    Path("any").touch()
     ase.io.write("a.extxyz", ends[0])
     ase.io.write("b.extxyz", ends[1])
     options = ["--images", 3, "--fmax", 0.05, "--out", "hop"]

@@ -178,6 +178,7 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("equipes.calculators.Calculator", lambda *_, **__: EMT())
+    Path("any").touch()
     ase.io.write("copper.extxyz", bulk("Cu", a=3.6))
     options = ["--length", 4, "--mesh", 20, "--max-temperature", 300]
     assert equipes_command("phonons", "any", "copper.extxyz", "--out", "ph", *options) == 0

@@ -194,6 +194,7 @@ def test_a_glass_is_made_and_goes_on_to_the_same(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("equipes.calculators.Calculator", lambda *_, **__: PairCalculator(cutoff=5.2))
+    Path("any").touch()
     ase.io.write("argon.extxyz", argon())
     options = ["--melt", 600, "--cold", 20, "--melt-steps", 100, "--quench-steps", 100, "--anneal-steps", 50]
     options += ["--timestep", 8, "--interval", 10]

@@ -13,7 +13,9 @@ _HOMES = {
     "AtomGraph": "equipes.graph",
     "Potential": "equipes.models.potential",
     "Prediction": "equipes.models.potential",
-    "load": "equipes.models",
+    "FrozenPotential": "equipes.models.frozen",
+    "load": "equipes.foundation",
+    "load_frozen": "equipes.models",
     "build": "equipes.models",
     "Calculator": "equipes.calculators",
     "InputError": "equipes.errors",
@@ -24,20 +26,24 @@ _ROOMS = ("calculators", "data", "foundation", "models", "report", "simulate", "
 __all__ = [
     "AtomGraph",
     "Calculator",
+    "FrozenPotential",
     "InputError",
     "Potential",
     "Prediction",
     "__version__",
     "build",
     "load",
+    "load_frozen",
     *_ROOMS,
 ]
 
 if TYPE_CHECKING:
     from equipes.calculators import Calculator
     from equipes.errors import InputError
+    from equipes.foundation import load
     from equipes.graph import AtomGraph
-    from equipes.models import build, load
+    from equipes.models import build, load_frozen
+    from equipes.models.frozen import FrozenPotential
     from equipes.models.potential import Potential, Prediction
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ase
@@ -13,9 +14,16 @@ from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from equipes.calculators.neighbors import SkinnedNeighbors
+from equipes.calculators.neighbors import NeighborList, SkinnedNeighbors
 from equipes.errors import InputError
-from equipes.models import Potential, convert, load
+from equipes.foundation import load, locate
+from equipes.kernels import kernel_name
+from equipes.kernels.native.frozen import Neighbours
+from equipes.models import DTYPES, FrozenPotential, Potential, adapted, convert, is_frozen, load_frozen
+from equipes.models.frozen import supports as can_freeze
+
+# A frozen potential whose forces are off by more than this much of the largest is not used. Round-off is about 1e-5.
+TOLERABLE = 1e-3
 
 
 class Calculator(AseCalculator):
@@ -25,15 +33,29 @@ class Calculator(AseCalculator):
     `stress` `[6]` (eV/Å³, xx yy zz yz xz xy, tensile positive). The same structure gives the same numbers, bit for bit,
     whatever was calculated before.
 
+    On the CPU in float32 the potential is frozen for the elements of the first structure, and again when new ones come:
+    linear layers are folded and radial functions become splines, which is many times faster and differs from the model by
+    about the round-off of float32 (`frozen.deviation` says by how much). `exact` keeps the model as it is. In float64, on
+    other devices, and for architectures that cannot be frozen the calculator is exact anyway.
+
     Args:
-        model: path of a model file, or a `Potential`; it is copied, so what happens to it later changes nothing here.
+        model: path of a model file, name of a published potential (`equipes models list`), a `Potential` or a
+            `FrozenPotential`; it is copied, so what happens to it later changes nothing here.
         device: where the network runs.
         dtype: "float32" or "float64", the number type of the network; None keeps the model's own. Geometry is float64.
+        modal: of a potential that knows several kinds of reference calculation, the one to speak for.
+        species: keep only these elements of those that it knows.
         skin: Å added to the cutoff when neighbours are collected; the list serves until an atom has moved half of it.
+        exact: do not freeze the model.
+
+    Attributes:
+        potential: the model; None if a frozen one was given.
+        frozen: what calculates in its place; None as long as nothing is frozen.
 
     Raises:
-        InputError: a file that is no model, an unknown dtype or device, a negative skin; when calculating, an element
-            that the potential does not know, or a structure without sense (see `AtomGraph.from_atoms`).
+        InputError: a file that is no model, an unknown dtype or device, a negative skin, a frozen potential that shall be
+            exact or run on another device; when calculating, an element that the potential does not know, or a
+            structure without sense (see `AtomGraph.from_atoms`).
         PropertyNotImplementedError: the stress of a structure whose cell has no volume.
 
     >>> from ase.build import bulk
@@ -49,21 +71,75 @@ class Calculator(AseCalculator):
 
     def __init__(
         self,
-        model: Potential | str | os.PathLike[str],
+        model: Potential | FrozenPotential | str | os.PathLike[str],
         device: str | torch.device = "cpu",
         dtype: str | None = "float32",
         skin: float = 0.5,
+        exact: bool = False,
+        *,
+        modal: str | None = None,
+        species: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if not (np.isfinite(skin) and skin >= 0):
             raise InputError(f"the skin must be a length of 0 Å or more, not {skin}")
         self.device = _device(device)
-        if isinstance(model, Potential):
+        self.potential: Potential | None = None
+        self.frozen: FrozenPotential | None = None
+        if not isinstance(model, Potential | FrozenPotential):
+            model = locate(model)
+            if is_frozen(model):
+                model = load_frozen(model, dtype=dtype)
+        if isinstance(model, FrozenPotential):
+            if exact or self.device.type != "cpu" or species is not None or modal is not None:
+                raise InputError(
+                    "a frozen potential runs on the CPU as it was frozen; give the model that it was made from"
+                )
+            self.frozen = model if dtype is None else model.with_dtype(_dtype(dtype))
+        elif isinstance(model, Potential):
             self.potential = convert(model, dtype or str(model.dtype).removeprefix("torch.")).to(self.device)
+            self.potential = adapted(self.potential, species=species, modal=modal)
         else:
-            self.potential = load(model, device=self.device, dtype=dtype)
-        self.potential.eval().requires_grad_(False)
-        self._neighbors = SkinnedNeighbors(self.potential.cutoff, skin)
+            self.potential = load(model, device=self.device, dtype=dtype, species=species, modal=modal)
+        if self.potential is not None:
+            self.potential.eval().requires_grad_(False)
+        self._may_freeze = (
+            self.potential is not None
+            and not exact
+            and self.device.type == "cpu"
+            and self.potential.dtype == torch.float32
+            and kernel_name() == "native"
+            and can_freeze(self.potential)
+        )
+        self._types: tuple[NeighborList, np.ndarray] | None = None
+        reach = self.potential or self.frozen
+        assert reach is not None
+        self._neighbors = SkinnedNeighbors(reach.cutoff, skin)
+
+    def freeze_for(self, symbols: Iterable[str]) -> FrozenPotential | None:
+        """Freeze the potential for some elements ahead of time, beside those it is frozen for already.
+
+        Returns:
+            What will calculate; None if the calculator is exact.
+        """
+        if not self._may_freeze or self.potential is None:
+            return self.frozen
+        known = set() if self.frozen is None else set(self.frozen.species)
+        wanted = known | set(symbols)
+        # An unknown element is told by who meets it in a structure.
+        if wanted == known or not wanted <= set(self.potential.species):
+            return self.frozen
+        frozen = self.potential.freeze(sorted(wanted))
+        if not frozen.deviation["forces"] <= TOLERABLE * frozen.deviation["largest_force"]:
+            warnings.warn(
+                f"frozen, the potential's forces would be off by {frozen.deviation['forces']:.1e} eV/Å; "
+                "the exact model runs instead, more slowly",
+                stacklevel=2,
+            )
+            self._may_freeze, self.frozen = False, None
+        else:
+            self.frozen = frozen
+        return self.frozen
 
     @property
     def neighbor_list_builds(self) -> int:
@@ -107,6 +183,35 @@ class Calculator(AseCalculator):
                 "the structure has no stress, because its cell has no volume; set three lattice vectors"
             )
         stress = has_volume and (periodic or "stress" in properties)
+        if self.freeze_for(set(structure.symbols)) is not None:
+            self._calculate_frozen(structure, stress=stress)
+        else:
+            self._calculate_exactly(structure, stress=stress)
+
+    def _calculate_frozen(self, structure: ase.Atoms, *, stress: bool) -> None:
+        assert self.frozen is not None
+        neighbors = self._neighbors.list_of(structure)
+        if self._types is None or self._types[0] is not neighbors:
+            self._types = (neighbors, self.frozen.types(neighbors.numbers))
+        energies, forces, virial = self.frozen.evaluate(
+            Neighbours(
+                types=self._types[1],
+                positions=structure.positions,
+                cell=structure.cell.array[None],
+                row_pointer=neighbors.row_pointer,
+                sender=neighbors.sender,
+                shift=neighbors.shift if neighbors.crosses_boundaries else None,
+            )
+        )
+        assert forces is not None and virial is not None
+        energy = float(energies.sum())
+        self.results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
+        if stress:
+            volume = abs(np.linalg.det(structure.cell.array))
+            self.results["stress"] = full_3x3_to_voigt_6_stress(-virial[0] / volume)
+
+    def _calculate_exactly(self, structure: ase.Atoms, *, stress: bool) -> None:
+        assert self.potential is not None
         graph = self._neighbors.graph(structure)
         if self.device.type != "cpu":
             graph = graph.to(self.device)
@@ -123,7 +228,15 @@ class Calculator(AseCalculator):
 
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
         """What the calculator is, for ASE's databases and trajectories."""
-        return {"architecture": self.potential.architecture, "species": list(self.potential.species)}
+        model = self.potential or self.frozen
+        assert model is not None
+        return {"architecture": model.architecture, "species": list(model.species)}
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise InputError(f"unknown dtype '{name}'; use {' or '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -22,17 +22,21 @@ class SkinnedNeighbors:
         self.cutoff = cutoff
         self.skin = skin
         self.builds = 0
-        self._list: _List | None = None
+        self._list: NeighborList | None = None
 
     def graph(self, atoms: ase.Atoms) -> AtomGraph:
         """The graph of `atoms` with all edges shorter than the cutoff; raises what `AtomGraph.from_atoms` raises."""
+        return self._within_cutoff(atoms, self.list_of(atoms))
+
+    def list_of(self, atoms: ase.Atoms) -> NeighborList:
+        """A list with at least all edges shorter than the cutoff, for who leaves out the others himself."""
         if self._list is None or not self._covers(atoms, self._list):
             self._list = None  # stays so when the structure is refused
-            self._list = _List(atoms, AtomGraph.from_atoms(atoms, self.cutoff + self.skin))
+            self._list = NeighborList(atoms, AtomGraph.from_atoms(atoms, self.cutoff + self.skin))
             self.builds += 1
-        return self._within_cutoff(atoms, self._list)
+        return self._list
 
-    def _covers(self, atoms: ase.Atoms, old: _List) -> bool:
+    def _covers(self, atoms: ase.Atoms, old: NeighborList) -> bool:
         """Whether a list still holds every pair closer than the cutoff.
 
         With a cell that deforms by F (h = h0 F), x_i = (x0_i + d_i) F, a pair that the list lacks had
@@ -54,7 +58,7 @@ class SkinnedNeighbors:
         # Written so that a position that is not a number asks for a new list, which then names the atom.
         return bool(smallest_stretch * (self.cutoff + self.skin - 2 * farthest) >= self.cutoff)
 
-    def _within_cutoff(self, atoms: ase.Atoms, known: _List) -> AtomGraph:
+    def _within_cutoff(self, atoms: ase.Atoms, known: NeighborList) -> AtomGraph:
         # In NumPy, because for small structures the calls cost more than the arithmetic, and these are cheaper.
         x, cell = atoms.positions.copy(), atoms.cell.array.copy()
         vectors = x.take(known.sender, axis=0) - x.take(known.receiver, axis=0)
@@ -82,8 +86,8 @@ class SkinnedNeighbors:
         )
 
 
-class _List:
-    """A list of neighbours and the structure that it was collected for."""
+class NeighborList:
+    """A list of neighbours and the structure that it was collected for, as NumPy arrays (see `AtomGraph`)."""
 
     def __init__(self, atoms: ase.Atoms, graph: AtomGraph) -> None:
         self.graph = graph

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import KeysOption, UnitsOption, naming_options, parse_keys, parse_units
+from equipes.cli.inputs import (
+    KeysOption,
+    ModalOption,
+    ModelPath,
+    UnitsOption,
+    naming_options,
+    parse_keys,
+    parse_units,
+)
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
 from equipes.errors import InputError
 from equipes.files import refuse_overwrite
@@ -35,7 +43,6 @@ class PlotFormat(StrEnum):
     pdf = "pdf"
 
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Frames at once, at most; by default by their size.")
 ]
@@ -52,7 +59,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Model,
+    model: ModelPath,
     data: Annotated[
         list[str], typer.Argument(metavar="DATA...", help="Labelled frames: files ASE reads, npz.")
     ],
@@ -82,6 +89,7 @@ def evaluate(
         int, typer.Option("--worst", min=1, help="Worst structures to show in the report.")
     ] = 10,
     batch_size: BatchSize = None,
+    modal: ModalOption = None,
     device: Device = "cpu",
     dtype: DTypeOption = None,
     overwrite: Overwrite = False,
@@ -106,7 +114,7 @@ def evaluate(
     from equipes.training.metrics import check_species, error_metrics
     from equipes.training.suspicions import suspicions
 
-    potential = equipes.load(model, device=check_device(device), dtype=dtype)
+    potential = equipes.load(model, device=check_device(device), dtype=dtype, modal=modal)
     frames = _read(data, label_keys, declared, potential)
     check_species(potential, frames)
     if all(frame.energy is None and frame.forces is None and frame.stress is None for frame in frames):
@@ -153,7 +161,7 @@ def evaluate(
 
 
 def predict(
-    model: Model,
+    model: ModelPath,
     source: Annotated[
         str, typer.Argument(metavar="IN", help="Structures: any file ASE reads; labels are not needed.")
     ],
@@ -162,6 +170,7 @@ def predict(
     ],
     units: UnitsOption = None,
     batch_size: BatchSize = None,
+    modal: ModalOption = None,
     device: Device = "cpu",
     dtype: DTypeOption = None,
     overwrite: Overwrite = False,
@@ -180,7 +189,7 @@ def predict(
         formats = ", ".join(EXTENDED_XYZ + BY_ASE)
         raise InputError(f"cannot write {target}: unknown format {target.suffix!r}; use one of {formats}")
 
-    potential = equipes.load(model, device=check_device(device), dtype=dtype)
+    potential = equipes.load(model, device=check_device(device), dtype=dtype, modal=modal)
     frames = _read([source], LabelKeys(), declared, potential)
     predictions = _predict(potential, frames, batch_size)
     labelled = [
@@ -259,7 +268,7 @@ def _training_log(model: Path, given: Path | None) -> Path | None:
             raise InputError(f"--metrics {given}: no such file; give the metrics.csv of a training")
         return given
     beside = model.parent / "metrics.csv"
-    return beside if beside.is_file() else None
+    return beside if model.is_file() and beside.is_file() else None
 
 
 def _dynamics_log(given: Path | None) -> Path | None:

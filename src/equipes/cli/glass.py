@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from equipes.cli.inputs import ModalOption, ModelPath
 from equipes.cli.output import JsonPath, Overwrite, check_json_path
 from equipes.cli.running import (
     Device,
     Dtype,
     FrameNumber,
-    ModelPath,
     Precision,
     StructurePath,
     fingerprint,
-    progress_line,
+    progress_bar,
     start,
     stopping,
 )
@@ -53,6 +53,7 @@ def melt_quench(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
     resume: Resume = False,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -78,10 +79,10 @@ def melt_quench(
         seed=seed,
     )
     options.check()
-    atoms, calculator = start(model, structure, frame, device, dtype)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype)
     where = out or Path(f"{structure.stem}_melt-quench")
     before = {"melt": 0, "quench": melt_steps, "anneal": melt_steps + quench_steps}
-    with progress_line() as line, stopping():
+    with progress_bar() as line, stopping():
         task = line.add_task("preparing", total=melt_steps + quench_steps + anneal_steps)
         began: tuple[int, float] | None = None
 
@@ -101,7 +102,7 @@ def melt_quench(
             where,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, dtype),
+            potential=fingerprint(model, modal, dtype),
             on_step=follow,
         )
     if result.interrupted:

@@ -1,10 +1,11 @@
-"""The options `--units` and `--keys`, which the commands that read data share."""
+"""What commands share: the argument MODEL, and the options `--modal`, `--units` and `--keys`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,20 @@ from equipes.errors import InputError
 if TYPE_CHECKING:
     from equipes.data import LabelKeys, Units
 
+ModelPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A model: *.safetensors, or the name of a published one (equipes models list)."
+    ),
+]
+ModalOption = Annotated[
+    str | None,
+    typer.Option(
+        "--modal",
+        metavar="NAME",
+        help="Of a model for several kinds of reference calculation, the one wanted.",
+    ),
+]
 UnitsOption = Annotated[
     str | None,
     typer.Option(

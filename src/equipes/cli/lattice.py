@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipes.cli.running import Device, Dtype, FrameNumber, ModelPath, Precision, StructurePath
+from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.running import Device, Dtype, FrameNumber, Precision, StructurePath
 from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, workflow
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def elastic(
     clamped: Annotated[bool, typer.Option("--clamped", help="Hold the atoms in the strained cells.")] = False,
     fmax: Annotated[float, typer.Option(help="Forces that the atoms are relaxed to, eV/Å.")] = 0.001,
     resume: Resume = False,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float64,
@@ -69,6 +71,7 @@ def elastic(
         "elastic",
         options,
         model=model,
+        modal=modal,
         structure=structure,
         frame=frame,
         device=device,
@@ -104,6 +107,7 @@ def phonons(
         bool, typer.Option("--check/--no-check", help="Calculate a smaller supercell too, to compare.")
     ] = True,
     resume: Resume = False,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float64,
@@ -128,6 +132,7 @@ def phonons(
         "phonons",
         options,
         model=model,
+        modal=modal,
         structure=structure,
         frame=frame,
         device=device,
@@ -177,6 +182,7 @@ def conductivity(
     relax: RelaxFirst = True,
     born: Born = None,
     resume: Resume = False,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float64,
@@ -204,6 +210,7 @@ def conductivity(
         "conductivity",
         options,
         model=model,
+        modal=modal,
         structure=structure,
         frame=frame,
         device=device,
@@ -235,6 +242,7 @@ def expansion(
     max_temperature: Annotated[float, typer.Option(help="K.")] = 800.0,
     relax: RelaxFirst = True,
     resume: Resume = False,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float64,
@@ -259,6 +267,7 @@ def expansion(
         "expansion",
         options,
         model=model,
+        modal=modal,
         structure=structure,
         frame=frame,
         device=device,

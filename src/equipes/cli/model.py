@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from equipes.cli.inputs import ModelPath
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
-
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -32,19 +31,23 @@ def info(model: ModelPath, json: JsonPath = None, overwrite: Overwrite = False) 
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Weights of NequIP: npz with `config` and `w/…`.")
+        Path,
+        typer.Argument(
+            metavar="IN",
+            help="A checkpoint of SevenNet (*.pth) or MACE (*.model), or weights of NequIP (npz with `config`, `w/…`).",
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The model to write: *.safetensors.")],
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert weights of the NequIP package into an equipes model; energies and forces stay the same."""
+    """Convert another package's weights into an equipes model; energies and forces stay the same, nothing is run."""
     from equipes.files import refuse_overwrite
-    from equipes.foundation import read_nequip_npz
+    from equipes.foundation import read_checkpoint
 
     check_json_path(json, overwrite=overwrite)
     refuse_overwrite(target, overwrite=overwrite)
-    potential = read_nequip_npz(source)
+    potential = read_checkpoint(source)
     potential.save(target, overwrite=overwrite)
     summary = potential.summary()
     print_table(_flat(summary), title=f"{source} → {target}", quiet=json == STDOUT)

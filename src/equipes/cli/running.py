@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import ase
     from rich.progress import Progress
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model: *.safetensors.")]
 StructurePath = Annotated[
     Path, typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads: extended XYZ, CIF, POSCAR, …")
 ]
@@ -33,12 +32,15 @@ class Precision(StrEnum):
 Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the network.")]
 
 
-def start(model: Path, structure: Path, frame: int, device: str, dtype: Precision) -> tuple[ase.Atoms, Any]:
+def start(
+    model: Path, modal: str | None, structure: Path, frame: int, device: str, dtype: Precision
+) -> tuple[ase.Atoms, Any]:
     """The structure, and the model as a calculator."""
     from equipes.calculators import Calculator
     from equipes.simulate.structures import read_structure
 
-    return read_structure(structure, frame), Calculator(model, device=device, dtype=dtype.value)
+    atoms = read_structure(structure, frame)
+    return atoms, Calculator(model, device=device, dtype=dtype.value, modal=modal)
 
 
 def check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:
@@ -77,10 +79,12 @@ def write_structures(path: Path | None, structures: ase.Atoms | list[ase.Atoms],
         write(temporary, structures)
 
 
-def fingerprint(model: Path, dtype: Precision) -> str:
+def fingerprint(model: Path, modal: str | None, dtype: Precision) -> str:
     """Tells one model from another in a checkpoint, wherever its file lies."""
-    name = f"sha256:{hashlib.sha256(model.read_bytes()).hexdigest()[:16]}" if model.is_file() else str(model)
-    return f"{name} in {dtype.value}"
+    from equipes.foundation import locate
+
+    name = f"sha256:{hashlib.sha256(locate(model).read_bytes()).hexdigest()[:16]} in {dtype.value}"
+    return name if modal is None else f"{name} for {modal}"
 
 
 @contextmanager
@@ -96,7 +100,7 @@ def stopping() -> Iterator[None]:
 
 
 @contextmanager
-def progress_line() -> Iterator[Progress]:
+def progress_bar() -> Iterator[Progress]:
     """A line on stderr that moves, and leaves when the work is done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

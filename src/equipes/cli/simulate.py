@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from equipes.cli.inputs import ModalOption, ModelPath
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
 from equipes.cli.running import (
     Device,
     Dtype,
     FrameNumber,
-    ModelPath,
     Precision,
     StructurePath,
     check_targets,
     fingerprint,
-    progress_line,
+    progress_bar,
     start,
     stopping,
     write_structures,
@@ -97,6 +97,7 @@ def relax(
     trajectory: Annotated[
         Path | None, typer.Option(help="Write every step: *.extxyz, *.traj, … (what ASE writes).")
     ] = None,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -111,14 +112,14 @@ def relax(
     check_json_path(json, overwrite=overwrite)
     out = out or Path(f"{structure.stem}_relaxed.extxyz")
     check_targets((out, trajectory), overwrite=overwrite)
-    atoms, calculator = start(model, structure, frame, device, dtype)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
     if not quiet:
         about = _about_cell(atoms, with_cell, freedom, pressure)
         typer.echo(f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {about}")
     images: list[ase.Atoms] = []
-    with progress_line() as progress, stopping():
+    with progress_bar() as progress, stopping():
         task = progress.add_task("relaxing", total=None)
 
         def follow(step: int, moving: ase.Atoms, force: float, stress: float | None) -> None:
@@ -187,6 +188,7 @@ def md(
     thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -198,7 +200,7 @@ def md(
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
-    atoms, calculator = start(model, structure, frame, device, dtype)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
@@ -216,7 +218,7 @@ def md(
         pressure_end=pressure_end,
     )
     quiet = json == STDOUT
-    with progress_line() as progress, stopping():
+    with progress_bar() as progress, stopping():
         task = progress.add_task("preparing", total=max(steps, 1))
         first: tuple[int, float] | None = None
 
@@ -236,7 +238,7 @@ def md(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, dtype),
+            potential=fingerprint(model, modal, dtype),
             on_step=follow,
         )
     md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
@@ -262,6 +264,7 @@ def eos(
     ] = True,
     plot: Annotated[Path | None, typer.Option(help="Draw the curve: *.png, *.svg, *.pdf.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the structure at the best volume.")] = None,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -274,8 +277,8 @@ def eos(
     check_json_path(json, overwrite=overwrite)
     check_targets((out,), overwrite=overwrite)
     check_targets((plot,), overwrite=overwrite, structures=False)
-    atoms, calculator = start(model, structure, frame, device, dtype)
-    with progress_line() as progress, stopping():
+    atoms, calculator = start(model, modal, structure, frame, device, dtype)
+    with progress_bar() as progress, stopping():
         task = progress.add_task("calculating", total=None)
 
         def follow(volume: float, energy: float) -> None:

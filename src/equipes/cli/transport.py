@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from equipes.cli.inputs import ModalOption, ModelPath
 from equipes.cli.output import JsonPath, Overwrite, check_json_path
 from equipes.cli.running import (
     Device,
     Dtype,
     FrameNumber,
-    ModelPath,
     Precision,
     StructurePath,
     fingerprint,
-    progress_line,
+    progress_bar,
     start,
     stopping,
 )
@@ -66,6 +66,7 @@ def diffusion(
     blocks: Blocks = 5,
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
     resume: Resume = False,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -91,9 +92,9 @@ def diffusion(
         seed=seed,
     )
     options.check()
-    atoms, calculator = start(model, structure, frame, device, dtype)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype)
     where = out or Path(f"{structure.stem}_diffusion")
-    with progress_line() as line, stopping():
+    with progress_bar() as line, stopping():
         task = line.add_task("preparing", total=steps * len(options.temperatures))
         began: tuple[int, float] | None = None
 
@@ -115,7 +116,7 @@ def diffusion(
             where,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, dtype),
+            potential=fingerprint(model, modal, dtype),
             on_step=follow,
         )
     if result.interrupted:
@@ -208,6 +209,7 @@ def neb(
         bool, typer.Option("--straight", help="Start from a straight line, not from IDPP.")
     ] = False,
     resume: Resume = False,
+    modal: ModalOption = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -228,6 +230,7 @@ def neb(
         "neb",
         options,
         model=model,
+        modal=modal,
         structure=initial,
         frame=frame,
         device=device,

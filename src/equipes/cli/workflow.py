@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
-from equipes.cli.running import Precision, fingerprint, progress_line, start, stopping
+from equipes.cli.running import Precision, fingerprint, progress_bar, start, stopping
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def workflow(
     options: Any,
     *,
     model: Path,
+    modal: str | None,
     structure: Path,
     frame: int,
     device: str,
@@ -151,13 +152,19 @@ def workflow(
 
     check_json_path(json, overwrite=overwrite)
     options.check()
-    atoms, calculator = start(model, structure, frame, device, dtype)
-    facts = {"model": str(model), "structure": str(structure), "frame": frame, "dtype": dtype.value}
+    atoms, calculator = start(model, modal, structure, frame, device, dtype)
+    facts = {
+        "model": str(model),
+        "modal": modal,
+        "structure": str(structure),
+        "frame": frame,
+        "dtype": dtype.value,
+    }
     where = out or Path(f"{structure.stem}_{name}")
     same = {option: value for option, value in asdict(options).items() if option not in changeable}
     made_with = {
         "command": name,
-        "potential": fingerprint(model, dtype),
+        "potential": fingerprint(model, modal, dtype),
         "structure": structure_key(atoms),
         **(key or {}),
         "options": same,
@@ -199,7 +206,7 @@ def _opened(where: Path, made_with: Mapping[str, Any], *, resume: bool, overwrit
 @contextmanager
 def progress_of(name: str) -> Iterator[Progress]:
     """A line that moves: what is being done, how much of it, time left."""
-    with progress_line() as line:
+    with progress_bar() as line:
         task = line.add_task(name, total=None)
         current = ""
 

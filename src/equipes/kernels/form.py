@@ -49,7 +49,7 @@ class BlockPaths:
 class MessagePassingForm:
     """F(x, Y, w, g) = Σ_edges Σ_paths Σ_u  w[e,p,u] g[receiver,m3,u] √(2l3+1) C[m1,m2,m3] x[sender,m1,u] Y[e,m2].
 
-    A path couples one block of the input with the harmonics of one degree l2 (parity (-1)^l2) to one irrep of
+    A path couples one block of the input with the harmonics of one degree l2 (parity p^l2, p = -1) to one irrep of
     `wanted`. C is the Wigner 3j tensor. The derivative by g is the sum of messages at each receiver.
 
     Weights are ordered by input block, then l3 and its parity, then l2, `multiplicity` each. The result has the
@@ -59,9 +59,10 @@ class MessagePassingForm:
         irreps_in: of the sender's features.
         l_max: highest degree of the harmonics.
         wanted: irreps to produce.
+        parity: p above; 1 calls all harmonics even, for models that know rotations but no reflections.
     """
 
-    def __init__(self, irreps_in: Irreps, l_max: int, wanted: Collection[Irrep]) -> None:
+    def __init__(self, irreps_in: Irreps, l_max: int, wanted: Collection[Irrep], *, parity: int = -1) -> None:
         self.irreps_in = irreps_in
         self.l_max = l_max
         self.paths: tuple[Path, ...] = tuple(
@@ -69,7 +70,7 @@ class MessagePassingForm:
             for block, (_, irrep) in enumerate(irreps_in)
             for out in sorted(set(wanted))
             for l2 in range(l_max + 1)
-            if out in irrep * Irrep(l2, (-1) ** l2)
+            if out in irrep * Irrep(l2, parity**l2)
         )
         self.irreps_out = Irreps((irreps_in[path.block][0], path.out) for path in self.paths).merged()
         self.n_weights = sum(irreps_in[path.block][0] for path in self.paths)

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from equipes.models.files import convert, load
+from equipes.models.files import convert, is_frozen, load, load_frozen
+from equipes.models.frozen import FrozenPotential
 from equipes.models.nequip import NequIP
 from equipes.models.potential import Potential, Prediction
 from equipes.models.registry import ARCHITECTURES, DTYPES, build
+from equipes.models.sevennet import SevenNet
+from equipes.models.variants import adapted, choose_modality, keep_species
 
-__all__ = ["ARCHITECTURES", "DTYPES", "NequIP", "Potential", "Prediction", "build", "convert", "load"]
+__all__ = [
+    "ARCHITECTURES",
+    "DTYPES",
+    "FrozenPotential",
+    "NequIP",
+    "Potential",
+    "Prediction",
+    "SevenNet",
+    "adapted",
+    "build",
+    "choose_modality",
+    "convert",
+    "is_frozen",
+    "keep_species",
+    "load",
+    "load_frozen",
+]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,10 @@ from safetensors.torch import save as serialize
 from equipes import __version__
 from equipes.errors import InputError
 from equipes.files import atomic_write
+from equipes.kernels import native
+from equipes.models.frozen import FrozenPotential
 from equipes.models.potential import UNITS, Potential
-from equipes.models.registry import build
+from equipes.models.registry import DTYPES, build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +31,6 @@ _KEY = "equipes"
 
 def save(potential: Potential, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a potential; see `Potential.save`."""
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise InputError(f"cannot write {path}: a model file ends in .safetensors; give it that suffix")
     header = {
         "format_version": FORMAT_VERSION,
         "equipes_version": __version__,
@@ -43,9 +44,40 @@ def save(potential: Potential, path: str | os.PathLike[str], *, overwrite: bool 
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in potential.model.state_dict().items()
     }
+    _write(path, header, weights, overwrite=overwrite)
+
+
+def save_frozen(frozen: FrozenPotential, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a frozen potential; see `FrozenPotential.save`."""
+    header = {
+        "format_version": FORMAT_VERSION,
+        "equipes_version": __version__,
+        "architecture": frozen.architecture,
+        "species": list(frozen.species),
+        "cutoff": frozen.cutoff,
+        "frozen": frozen.structure,
+        "deviation": frozen.deviation,
+        "dtype": str(frozen.dtype).removeprefix("torch."),
+        "units": UNITS,
+        "provenance": frozen.provenance,
+    }
+    arrays = {name: torch.from_numpy(array) for name, array in frozen.arrays.items()}
+    _write(path, header, arrays, overwrite=overwrite)
+
+
+def _write(
+    path: str | os.PathLike[str],
+    header: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    *,
+    overwrite: bool,
+) -> None:
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"cannot write {path}: a model file ends in .safetensors; give it that suffix")
     with atomic_write(path, overwrite=overwrite) as temporary:
         # Written by ourselves, so that a full disk is the operating system's error, which `atomic_write` explains.
-        temporary.write_bytes(serialize(weights, metadata={_KEY: json.dumps(header, allow_nan=False)}))
+        temporary.write_bytes(serialize(dict(weights), metadata={_KEY: json.dumps(header, allow_nan=False)}))
 
 
 def load(
@@ -59,10 +91,16 @@ def load(
         dtype: "float32" or "float64" in place of the one it was stored in.
 
     Raises:
-        InputError: the file is missing, damaged, not a model of equipes, or written by a newer version.
+        InputError: the file is missing, damaged, not a model of equipes, or written by a newer version; or it holds a
+            frozen potential (see `load_frozen`).
     """
     path = Path(path)
     header, weights = _read(path)
+    if "frozen" in header:
+        raise InputError(
+            f"{path}: a frozen potential, which serves simulations only (equipes.Calculator, equipes.load_frozen); "
+            "give the model that it was made from"
+        )
     try:
         potential = build(
             header["architecture"], header["species"], header["hyperparameters"], dtype=header["dtype"]
@@ -84,6 +122,47 @@ def load(
     return potential.to(device).eval()
 
 
+def load_frozen(path: str | os.PathLike[str], *, dtype: str | None = None) -> FrozenPotential:
+    """Read a frozen potential.
+
+    Args:
+        path: a `*.safetensors` file written by `FrozenPotential.save` or `equipes freeze`.
+        dtype: "float32" or "float64" in place of the one it was made for.
+
+    Raises:
+        InputError: the file is missing, damaged, not a frozen potential of equipes, or written by a newer version; or
+            the native code was not built.
+    """
+    path = Path(path)
+    header, weights = _read(path)
+    if "frozen" not in header:
+        raise InputError(f"{path}: not a frozen potential but a model; read it with equipes.load")
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"unknown dtype '{dtype}'; use {' or '.join(DTYPES)}")
+    if native.module() is None:
+        raise InputError(f"{path}: a frozen potential needs the native code, which was not built; use the model itself")
+    try:
+        return FrozenPotential(
+            header["architecture"],
+            header["species"],
+            header["cutoff"],
+            DTYPES[dtype or header["dtype"]],
+            header["frozen"],
+            {name: tensor.numpy() for name, tensor in weights.items()},
+            header["deviation"],
+            header["provenance"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, InputError) as error:
+        raise InputError(
+            f"{path}: the frozen potential makes no sense ({error}); the file is damaged, fetch it again"
+        ) from error
+
+
+def is_frozen(path: str | os.PathLike[str]) -> bool:
+    """Whether a model file holds a frozen potential; raises what `load` raises for a file that is no model."""
+    return "frozen" in _read_header(Path(path))
+
+
 def convert(potential: Potential, dtype: str) -> Potential:
     """A copy of the potential with a network of another number type ("float32" or "float64")."""
     copy = build(potential.architecture, potential.species, potential.hyperparameters, dtype=dtype)
@@ -96,22 +175,23 @@ def convert(potential: Potential, dtype: str) -> Potential:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    header = _read_header(path)
+    with _explaining(path), safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    return header, weights
+
+
+def _read_header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such model file; give the path of a *.safetensors file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a readable model file ({error}); it is damaged, or not a *.safetensors file"
-        ) from error
+    with _explaining(path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
     if _KEY not in metadata:
         raise InputError(
             f"{path}: a safetensors file, but not a model of equipes (its header has no '{_KEY}')"
         )
     try:
-        header = json.loads(metadata[_KEY])
+        header: dict[str, Any] = json.loads(metadata[_KEY])
         version = int(header["format_version"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -122,7 +202,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             f"{path}: written by equipes {header.get('equipes_version')} in a newer format (version {version}); "
             "update equipes to read it"
         )
-    return header, weights
+    return header
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a readable model file ({error}); it is damaged, or not a *.safetensors file"
+        ) from error
 
 
 def _fill(potential: Potential, weights: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from ase.data import atomic_numbers
 from torch import Tensor, nn
 
-from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.harmonics import MAX_L, spherical_harmonics
 from equipes.irreps import Irrep, Irreps
 from equipes.kernels import MessagePassingForm, message_passing
+from equipes.models.arguments import PerSpecies
+from equipes.models.arguments import per_species as _per_species
+from equipes.models.arguments import refuse_unknown as _refuse_unknown
+from equipes.models.arguments import require as _require
 from equipes.models.potential import Architecture
 from equipes.nn import ZBL, BesselBasis, Gate, Linear, ScalarMLP, SpeciesLinear, polynomial_cutoff
 
-PerSpecies = float | Mapping[str, float]
 PerEdgeType = Mapping[str, float | Mapping[str, float]]
 
 
@@ -106,6 +109,7 @@ class NequIP(Architecture):
     """
 
     EXACT = ("scales", "shifts", "basis.roots")
+    PER_SPECIES: ClassVar = {"embedding": 0, "scales": 0, "shifts": 0}
 
     def __init__(
         self,
@@ -236,32 +240,6 @@ def _hidden_irreps(channels: Sequence[int], *, parity: bool) -> Irreps:
     for l, mul in enumerate(channels):
         terms += [(mul, Irrep(l, p)) for p in ((1, -1) if parity else ((-1) ** l,))]
     return Irreps(terms)
-
-
-def _require(name: str, value: object, condition: bool, wanted: str) -> None:
-    if not condition:
-        raise InputError(f"model.{name} must be {wanted}, not {value}")
-
-
-def _refuse_unknown(name: str, given: Mapping[str, object], species: Sequence[str]) -> None:
-    unknown = sorted(set(given) - set(species))
-    if unknown:
-        raise InputError(
-            f"model.{name} names {', '.join(unknown)}, but the model knows only {', '.join(species)}"
-        )
-
-
-def _per_species(name: str, value: PerSpecies, species: Sequence[str]) -> nn.Parameter:
-    """`[n_species]` float64: energies and norms stay exact whatever the dtype of the network."""
-    if isinstance(value, Mapping):
-        _refuse_unknown(name, value, species)
-        missing = [symbol for symbol in species if symbol not in value]
-        if missing:
-            raise InputError(f"model.{name} has no value for {', '.join(missing)}; give one")
-        values = [float(value[symbol]) for symbol in species]
-    else:
-        values = [float(value)] * len(species)
-    return nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
 def _edge_cutoffs(given: PerEdgeType | None, species: Sequence[str], r_max: float) -> Tensor | None:

@@ -18,6 +18,8 @@ from equipes.kernels.native.engine import Engine, engine_for
 if TYPE_CHECKING:
     import os
 
+    from equipes.models.frozen import FrozenPotential
+
 UNITS = {"energy": "eV", "length": "Ang", "forces": "eV/Ang", "stress": "eV/Ang^3"}
 
 
@@ -49,10 +51,17 @@ class Architecture(nn.Module):
     Attributes:
         r_max: the distance beyond which atoms do not see each other, Å.
         EXACT: names of parameters that stay float64 whatever the number type of the network.
+        PER_SPECIES: names of parameters that are tables of the species, and the dimension that the species run along;
+            without any, the model cannot be cut to some of its species.
     """
 
     EXACT: ClassVar[tuple[str, ...]] = ()
+    PER_SPECIES: ClassVar[Mapping[str, int]] = {}
     r_max: float
+
+    def fixed_hyperparameters(self) -> dict[str, Any]:
+        """Hyperparameters whose defaults depend on how many species there are, with their values in this model."""
+        return {}
 
 
 class Potential(nn.Module):
@@ -195,6 +204,27 @@ class Potential(nn.Module):
         symmetric = (outer + outer.transpose(1, 2)) / 2
         zeros = gradient.new_zeros(graph.n_structures, 3, 3)
         return -zeros.index_add(0, graph.structure[graph.receiver], symmetric)
+
+    def freeze(
+        self, species: Sequence[str] | None = None, *, tolerance: float | None = None
+    ) -> FrozenPotential:
+        """The potential for simulations: linear layers folded, radial functions as splines, all native, no autograd.
+
+        Args:
+            species: the elements that will occur; all that the potential knows by default. Fewer need less memory.
+            tolerance: error of the splines relative to the largest values; by default below the round-off of the
+                network's number type.
+
+        Returns:
+            A frozen potential of the same number type, with its measured `deviation` from this one.
+
+        Raises:
+            InputError: an element that the potential does not know, an architecture that cannot be frozen, or native code
+                that was not built.
+        """
+        from equipes.models.frozen import freeze
+
+        return freeze(self, species, tolerance=tolerance)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the potential to one `*.safetensors` file: weights and a JSON header.

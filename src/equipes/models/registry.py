@@ -12,8 +12,9 @@ from ase.data import atomic_numbers
 from equipes.errors import InputError
 from equipes.models.nequip import NequIP
 from equipes.models.potential import Architecture, Potential
+from equipes.models.sevennet import SevenNet
 
-ARCHITECTURES: dict[str, type[Architecture]] = {"nequip": NequIP}
+ARCHITECTURES: dict[str, type[Architecture]] = {"nequip": NequIP, "sevennet": SevenNet}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 

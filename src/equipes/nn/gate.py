@@ -6,15 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from equipes.irreps import Irrep, Irreps
-from equipes.nn.linear import split_blocks
+from equipes.nn.linear import EVEN_SCALAR, ODD_SCALAR, split_blocks
 
 # The factors that keep the second moment of a standard normal variable, with the digits of the reference package
 # (the exact integrals differ in the third decimal).
 SILU_SCALE = 1.6791767923989418
 TANH_SCALE = 1.5937334472592695
-
-EVEN_SCALAR = Irrep(0, 1)
-ODD_SCALAR = Irrep(0, -1)
 
 
 class Gate(nn.Module):

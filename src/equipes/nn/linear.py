@@ -10,14 +10,20 @@ from torch import Tensor, nn
 
 from equipes.irreps import Irrep, Irreps
 
+EVEN_SCALAR = Irrep(0, 1)
+ODD_SCALAR = Irrep(0, -1)
+
 
 class Linear(nn.Module):
     """Mixes the channels of equal irreps: y = x W / √(multiplicity of x), block by block, no bias.
 
     Irreps of the output that the input does not have are zero. Each irrep may occur once on either side.
+
+    With `n_modalities` M the even scalars also see which of M kinds of reference calculation is wanted, as M more input
+    channels of which one is 1 and the others 0: y gains row m of `modal`, and √(multiplicity + M) divides both.
     """
 
-    def __init__(self, irreps_in: Irreps, irreps_out: Irreps) -> None:
+    def __init__(self, irreps_in: Irreps, irreps_out: Irreps, n_modalities: int = 0) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
         self.weights = nn.ParameterDict(
@@ -26,18 +32,35 @@ class Linear(nn.Module):
                 for mul, irrep in shared(irreps_in, irreps_out)
             }
         )
+        self.n_modalities = n_modalities
+        if n_modalities:
+            self.modal = nn.Parameter(torch.randn(n_modalities, irreps_out.multiplicity(EVEN_SCALAR)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, irreps_in.dim]` -> `[N, irreps_out.dim]`."""
+    def matrix(self, name: str) -> Tensor:
+        """`[multiplicity in, multiplicity out]` of the irrep `name`, scaled as it is applied."""
+        return self.weights[name] / math.sqrt(self._fan_in(name))
+
+    def bias(self, modality: int) -> Tensor:
+        """`[multiplicity of 0e out]`: what a modality adds to the even scalars."""
+        bias: Tensor = self.modal[modality] / math.sqrt(self._fan_in(str(EVEN_SCALAR)))
+        return bias
+
+    def forward(self, x: Tensor, modality: int | None = None) -> Tensor:
+        """`[N, irreps_in.dim]` -> `[N, irreps_out.dim]`; `modality` is needed with modalities and ignored without."""
         blocks = split_blocks(x, self.irreps_in)
         parts = []
         for mul, irrep in self.irreps_out:
             if str(irrep) in self.weights:
-                weight = self.weights[str(irrep)]
-                parts.append((blocks[str(irrep)] @ (weight / math.sqrt(weight.shape[0]))).flatten(1))
+                part = (blocks[str(irrep)] @ self.matrix(str(irrep))).flatten(1)
+                if self.n_modalities and modality is not None and irrep == EVEN_SCALAR:
+                    part = part + self.bias(modality)
+                parts.append(part)
             else:
                 parts.append(x.new_zeros(x.shape[0], mul * irrep.dim))
         return torch.cat(parts, dim=1)
+
+    def _fan_in(self, name: str) -> int:
+        return self.weights[name].shape[0] + (self.n_modalities if name == str(EVEN_SCALAR) else 0)
 
 
 class SpeciesLinear(nn.Module):

@@ -46,15 +46,33 @@ def polynomial_cutoff(x: Tensor, p: int) -> Tensor:
     return u * (x < 1)
 
 
+def xplor_cutoff(lengths: Tensor, r_on: float, r_max: float) -> Tensor:
+    """1 up to `r_on`, then (r_c² - r²)² (r_c² + 2 r² - 3 r_on²) / (r_c² - r_on²)³, 0 from r_c = `r_max` on.
+
+    It and its first derivative are continuous at both ends (the switching function of X-PLOR and CHARMM).
+
+    Args:
+        lengths: any shape, Å.
+        r_on: where the decay begins, Å.
+        r_max: the cutoff, Å.
+    """
+    r2, on2, max2 = lengths**2, r_on**2, r_max**2
+    decay = (max2 - r2) ** 2 * (max2 + 2 * r2 - 3 * on2) / (max2 - on2) ** 3
+    return torch.where(lengths < r_on, torch.ones_like(lengths), decay * (lengths < r_max))
+
+
 class ScalarMLP(nn.Module):
     """A network on scalars without bias: SiLU between linear layers, weights of order one, scales in the forward pass.
 
-    Layer k computes `h W_k c_k` with c_0 = 1/√fan_in and c_k = √2/√fan_in, as NequIP has it; W_k starts uniform in
-    (-√3, √3), that is with unit variance.
+    Layer k computes `h W_k c_k` with c_0 = 1/√fan_in and c_k = s/√fan_in, where s is the factor of the activation: √2
+    in NequIP, `SILU_SCALE` in what follows e3nn. W_k starts uniform in (-√3, √3), that is with unit variance.
     """
 
-    def __init__(self, n_in: int, hidden: list[int], n_out: int) -> None:
+    def __init__(
+        self, n_in: int, hidden: list[int], n_out: int, *, activation_scale: float = math.sqrt(2)
+    ) -> None:
         super().__init__()
+        self.activation_scale = activation_scale
         widths = [n_in, *hidden, n_out]
         self.weights = nn.ParameterList(
             nn.Parameter(torch.empty(a, b).uniform_(-math.sqrt(3), math.sqrt(3))) for a, b in pairwise(widths)
@@ -65,5 +83,6 @@ class ScalarMLP(nn.Module):
         for k, weight in enumerate(self.weights):
             if k > 0:
                 h = nn.functional.silu(h)
-            h = h @ (weight * math.sqrt((1 if k == 0 else 2) / weight.shape[0]))
+            scale = 1.0 if k == 0 else self.activation_scale
+            h = h @ (weight * (scale / math.sqrt(weight.shape[0])))
         return h

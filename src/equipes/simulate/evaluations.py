@@ -12,6 +12,7 @@ from ase.calculators.calculator import BaseCalculator
 from equipes.calculators.ase import Calculator
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
+from equipes.models import Potential
 from equipes.simulate.errors import SimulationError
 from equipes.simulate.results import Progress, silent
 from equipes.simulate.safety import check_finite
@@ -37,7 +38,10 @@ def evaluate(
     store: Store | None = None,
     progress: Progress = silent,
 ) -> list[Evaluation]:
-    """Energy and forces of each structure, in order; small ones in batches where the calculator is a potential of ours.
+    """Energy and forces of each structure, in order.
+
+    Small ones go in batches where the calculator is a potential of ours that runs exactly; one that was frozen for
+    speed has no calls worth sharing.
 
     Args:
         structures: any; not changed. Constraints are not applied.
@@ -72,10 +76,10 @@ def evaluate(
 
 def _batches(structures: Sequence[ase.Atoms], calculator: BaseCalculator) -> Iterator[list[ase.Atoms]]:
     """Always the same ones for the same structures, so that a resumed run has the same round-off."""
+    together = _exact_potential(structures, calculator) is not None
     batch: list[ase.Atoms] = []
     for atoms in structures:
-        full = sum(map(len, batch)) + len(atoms) > _ATOMS_IN_BATCH or not isinstance(calculator, Calculator)
-        if batch and full:
+        if batch and not (together and sum(map(len, batch)) + len(atoms) <= _ATOMS_IN_BATCH):
             yield batch
             batch = []
         batch.append(atoms)
@@ -83,11 +87,19 @@ def _batches(structures: Sequence[ase.Atoms], calculator: BaseCalculator) -> Ite
         yield batch
 
 
+def _exact_potential(structures: Sequence[ase.Atoms], calculator: BaseCalculator) -> Potential | None:
+    """The potential that takes batches; None where the calculator is another's or has frozen its own."""
+    if not isinstance(calculator, Calculator):
+        return None
+    symbols = {symbol for atoms in structures for symbol in atoms.symbols}
+    return None if calculator.freeze_for(symbols) is not None else calculator.potential
+
+
 def _evaluated(batch: Sequence[ase.Atoms], calculator: BaseCalculator) -> list[Evaluation]:
-    if isinstance(calculator, Calculator):
-        potential = calculator.potential
+    potential = _exact_potential(batch, calculator)
+    if potential is not None:
         graph = AtomGraph.batch([AtomGraph.from_atoms(atoms, potential.cutoff) for atoms in batch])
-        prediction = potential(graph.to(calculator.device), forces=True, stress=False)
+        prediction = potential(graph.to(potential.device), forces=True, stress=False)
         energies = prediction.energy.cpu().numpy().astype(float).reshape(-1)
         ends = np.cumsum([len(atoms) for atoms in batch])[:-1]
         forces = np.split(prediction.forces.cpu().numpy().astype(float), ends)

@@ -102,11 +102,11 @@ class ModelConfig(Section):
         default=None, description="cutoff, Å; null: 5, or more where neighbours are few"
     )
     num_layers: PositiveInt = 4
-    l_max: Annotated[int, Field(ge=0, le=6)] = 2
+    l_max: Annotated[int, Field(ge=0, le=6)] = 3
     num_features: PositiveInt | list[PositiveInt] = Field(
         default=32, description="channels of each l, one number or one per l"
     )
-    parity: bool = True
+    parity: bool = False
     num_bessels: PositiveInt = 8
     bessel_trainable: bool = False
     polynomial_cutoff_p: Annotated[int, Field(ge=2)] = 6
@@ -158,7 +158,7 @@ class TrainConfig(Section):
     plateau_patience: PositiveInt = Field(
         default=25, description="validations without improvement before `plateau` acts"
     )
-    loss: Literal["mse", "huber"] = "mse"
+    loss: Literal["mse", "mae", "huber"] = "mse"
     huber_delta: PositiveFloat = Field(
         default=0.1, description="where Huber turns linear, in units of the training forces rms"
     )

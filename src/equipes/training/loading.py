@@ -92,7 +92,7 @@ def _refuse_hydra(tree: Any, source: str) -> None:
         raise InputError(
             f"{source}: this is a config of the NequIP package (it has `_target_` keys), which names Python objects to "
             "build; write the three sections instead: `data: {train: FILE, n_train: 950, n_val: 50}`, "
-            "`model: {r_max: 5.0, num_layers: 4, l_max: 2, num_features: 32}`, `train: {max_minutes: 30}`"
+            "`model: {r_max: 5.0, num_layers: 4, l_max: 3, num_features: 32}`, `train: {max_minutes: 30}`"
         )
 
 

@@ -1,11 +1,14 @@
 // The Python module: engine and message passing in both number types. Arrays come as addresses; the Python side has
 // checked their type, shape and order.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include "engine.hpp"
+#include "frozen.hpp"
 #include "operation.hpp"
 
 namespace nb = nanobind;
@@ -91,6 +94,83 @@ void bind_engine(nb::module_& module, const char* name, const char* pass_name) {
       });
 }
 
+std::vector<double> numbers(nb::handle array) {
+  const auto view = nb::cast<nb::ndarray<const double, nb::c_contig, nb::device::cpu>>(array);
+  return std::vector<double>(view.data(), view.data() + view.size());
+}
+
+std::vector<FrozenMatrix> matrices(nb::handle list) {
+  std::vector<FrozenMatrix> result;
+  for (nb::handle item : list) {
+    const auto [from, to, values] = nb::cast<std::tuple<int, int, nb::object>>(item);
+    const auto view = nb::cast<nb::ndarray<const double, nb::c_contig, nb::ndim<3>, nb::device::cpu>>(values);
+    result.push_back({from, to, int(view.shape(0)), int(view.shape(1)), int(view.shape(2)), numbers(values)});
+  }
+  return result;
+}
+
+FrozenSpec frozen(nb::dict given) {
+  FrozenSpec spec;
+  spec.n_species = nb::cast<int>(given["n_species"]);
+  spec.l_max = nb::cast<int>(given["l_max"]);
+  spec.cutoffs = numbers(given["cutoffs"]);
+  spec.knots = numbers(given["knots"]);
+  spec.scales = numbers(given["scales"]);
+  spec.shifts = numbers(given["shifts"]);
+  spec.repulsion.power = nb::cast<int>(given["repulsion_power"]);
+  if (spec.repulsion.power > 0) {
+    spec.repulsion.charge_product = numbers(given["repulsion_charges"]);
+    spec.repulsion.inverse_length = numbers(given["repulsion_inverse_lengths"]);
+  }
+  spec.readout = matrices(given["readout"]);
+  for (nb::handle item : given["layers"]) {
+    nb::dict layer = nb::cast<nb::dict>(item);
+    FrozenLayerSpec result;
+    result.gate_in = irreps(layer["gate_in"]);
+    result.scalars = irreps(layer["scalars"]);
+    result.gated = irreps(layer["gated"]);
+    result.splines = numbers(layer["splines"]);
+    result.constants = numbers(layer["constants"]);
+    if (spec.layers.empty()) {
+      result.reached = nb::cast<std::vector<int>>(layer["reached"]);
+    } else {
+      result.hidden_constants = numbers(layer["hidden_constants"]);
+      result.in = irreps(layer["irreps_in"]);
+      result.paths = paths(layer["paths"]);
+      result.linear_1 = matrices(layer["linear_1"]);
+      result.linear_2 = matrices(layer["linear_2"]);
+      result.self_connection = matrices(layer["self_connection"]);
+    }
+    spec.layers.push_back(std::move(result));
+  }
+  return spec;
+}
+
+template <class T>
+void bind_frozen(nb::module_& module, const char* name) {
+  using F = Frozen<T>;
+  nb::class_<F>(module, name)
+      .def("__init__", [](F* self, nb::dict spec) { new (self) F(frozen(spec)); })
+      .def_prop_ro("table_bytes", &F::table_bytes)
+      // types, structure, positions, cell, row, sender, shift; energies, forces, virial. A structure or shift of 0: there is
+      // one structure, no edge crosses a boundary. Forces of 0: energies only.
+      .def("evaluate", [](const F& self, int threads, std::int64_t atoms, std::int64_t structures,
+                          const std::array<Address, 7>& input, const std::array<Address, 3>& output) {
+        const FrozenInput in{atoms,
+                             structures,
+                             pointer<const std::int64_t>(input[0]),
+                             pointer<const std::int64_t>(input[1]),
+                             pointer<const double>(input[2]),
+                             pointer<const double>(input[3]),
+                             pointer<const std::int64_t>(input[4]),
+                             pointer<const std::int64_t>(input[5]),
+                             pointer<const double>(input[6])};
+        const FrozenOutput out{pointer<double>(output[0]), pointer<double>(output[1]), pointer<double>(output[2])};
+        nb::gil_scoped_release release;
+        self.evaluate(threads, in, out);
+      });
+}
+
 template <class T>
 void bind_message_passing(nb::module_& module, const char* name) {
   using M = MessagePassing<T>;
@@ -140,6 +220,8 @@ NB_MODULE(EQUIPES_MODULE, module) {
   });
   bind_engine<float>(module, "EngineFloat", "PassFloat");
   bind_engine<double>(module, "EngineDouble", "PassDouble");
+  bind_frozen<float>(module, "FrozenFloat");
+  bind_frozen<double>(module, "FrozenDouble");
   bind_message_passing<float>(module, "MessagePassingFloat");
   bind_message_passing<double>(module, "MessagePassingDouble");
 }

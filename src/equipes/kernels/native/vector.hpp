@@ -75,6 +75,9 @@ inline T sum(Vector<T> v) {
   return sum_of<T, kVectorBytes>(v);
 }
 
+// For lambdas that must not become calls: their vectors would go through memory.
+#define EQUIPES_INLINE __attribute__((always_inline))
+
 // Calls f with the compile-time numbers 0 .. N-1.
 template <class F, int... I>
 [[gnu::always_inline]] inline void unroll(F&& f, std::integer_sequence<int, I...>) {

@@ -1,0 +1,176 @@
+// A frozen potential: energies, forces and virial of a model whose linear layers are folded and whose radial functions are
+// splines. Analytic forward and reverse sweeps; for an edge nothing is kept but its geometry.
+//
+// The layers, each a list of blocks of irreps:
+//   x -> linear_1 -> h;  messages of h at the neighbours -> linear_2, + self-connection of x -> z -> gate -> x of the next
+// In the first layer all of this up to z is in one table for each species.
+#pragma once
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "convolution.hpp"
+#include "geometry.hpp"
+#include "layout.hpp"
+#include "memory.hpp"
+#include "profile.hpp"
+#include "spline_messages.hpp"
+
+namespace equipes {
+
+// From one block to another, one matrix for all species or one for each: [count, rows, columns].
+struct FrozenMatrix {
+  int from = 0, to = 0;
+  int count = 1, rows = 0, columns = 0;
+  std::vector<double> values;
+};
+
+struct FrozenLayerSpec {
+  std::vector<Irrep> in;  // of x; none in the first layer
+  std::vector<PathSpec> paths;
+  std::vector<Irrep> gate_in;  // of z, united and sorted
+  std::vector<Irrep> scalars, gated;  // what the gate puts out
+  std::vector<FrozenMatrix> linear_1;  // block to the same block, for blocks that have paths
+  std::vector<FrozenMatrix> linear_2;  // to a block of z, from the channels of all paths to it in the order of paths
+  std::vector<FrozenMatrix> self_connection;
+  // Radial weights between knots as polynomials of 0..1, [intervals, coefficients, weights]. In the first layer [species,
+  // intervals, coefficients, channels], channels of the blocks of z in `reached`.
+  std::vector<double> splines;
+  std::vector<int> reached;  // first layer: the block of z that l = 0, 1, .. goes to, or -1
+  std::vector<double> constants;  // [species, even scalars], added to z
+  std::vector<double> hidden_constants;  // added to the even scalars of h; empty: nothing is
+};
+
+struct FrozenSpec {
+  int n_species = 0, l_max = 0;
+  std::vector<double> cutoffs;  // [n_species, n_species] Å, by receiver and sender
+  std::vector<double> knots;  // of the reduced distance r / cutoff: 0, .., 1
+  std::vector<FrozenLayerSpec> layers;
+  std::vector<FrozenMatrix> readout;  // with SiLU between
+  std::vector<double> scales, shifts;  // [n_species] eV
+  Repulsion repulsion;
+};
+
+// Arrays of the caller. The list of neighbours may reach too far: what is beyond the cutoff does not count.
+struct FrozenInput {
+  std::int64_t atoms = 0, structures = 0;
+  const std::int64_t* types = nullptr;  // [N]
+  const std::int64_t* structure = nullptr;  // [N]; nullptr: there is one
+  const double* positions = nullptr;  // [N, 3] Å
+  const double* cell = nullptr;  // [S, 3, 3] Å
+  const std::int64_t* row = nullptr;  // [N + 1] the edges of a receiver
+  const std::int64_t* sender = nullptr;  // [E]
+  const double* shift = nullptr;  // [E, 3] whole lattice vectors; nullptr: all zero
+};
+
+struct FrozenOutput {
+  double* energies = nullptr;  // [N] eV
+  double* forces = nullptr;  // [N, 3] eV/Å; nullptr: energies only
+  double* virial = nullptr;  // [S, 3, 3] eV, -dE/dstrain
+};
+
+// Matrices cut into panels of two vectors of columns, so that products read them in order.
+template <class T>
+struct Panels {
+  int depth = 0, width = 0;
+  const T* data = nullptr;
+};
+
+template <class T>
+class Frozen {
+ public:
+  explicit Frozen(const FrozenSpec& spec);
+
+  void evaluate(int threads, const FrozenInput& input, const FrozenOutput& output) const;
+
+  std::int64_t table_bytes() const { return table_bytes_; }
+
+ private:
+  struct Pass;
+
+  // One matrix, or one for each species.
+  struct Map {
+    int from, to;
+    std::vector<Panels<T>> forward, reverse;
+    const Panels<T>& of(const std::vector<Panels<T>>& panels, int type) const {
+      return panels[panels.size() == 1 ? 0 : type];
+    }
+  };
+
+  // Some channels of a block: what message passing and linear_2 do in one go, so that the splines stay in the cache.
+  struct Section {
+    int block = 0, l1 = 0, channel = 0, vectors = 0;
+    const T* table = nullptr;
+    std::int64_t interval_stride = 0, vector_stride = 0;
+    struct Path {
+      int l2, l3;
+      std::int32_t table;
+      int message, column;
+    };
+    std::vector<Path> paths;
+    struct Message {
+      int to, components, width = 0;
+      std::int64_t before = 0;  // numbers of an atom in the messages before this one
+      Panels<T> forward, reverse;
+    };
+    std::vector<Message> messages;
+    std::int64_t size = 0;  // numbers of an atom in all messages
+  };
+
+  struct GateOutput {
+    enum Kind { kSilu, kTanh, kGated } kind;
+    int source, gate;  // block of z; first channel of the gates in the block of even scalars
+  };
+
+  struct Layer {
+    Features<T> in, hidden, z, out;
+    std::vector<Map> linear_1, self_connection;
+    std::vector<Section> sections;
+    std::vector<GateOutput> gate;
+    int scalars = -1;  // block of even scalars of z
+    std::vector<T> constants;  // [species, width of the even scalars of z]
+    std::vector<T> hidden_constants;  // of the even scalars of h
+  };
+
+  void add_layer(const FrozenLayerSpec& spec);
+  void add_first_layer(const FrozenLayerSpec& spec);
+  void add_sections(const FrozenLayerSpec& spec, Layer& layer);
+  void fill_coefficients(const double* splines, std::int64_t stride, int channels, T* target,
+                         std::int64_t interval_stride) const;
+  Panels<T> pack(const std::vector<double>& dense, int depth, int width);
+  Map make_map(const FrozenMatrix& matrix, const Channels<T>& rows, const Channels<T>& columns);
+  static std::vector<double> padded(const double* values, const Channels<T>& rows, const Channels<T>& columns);
+  T* keep(std::int64_t n);
+  void prepare(Pass& pass, int threads, const FrozenInput& input, bool differentiate) const;
+  void find_edges(Team team, Pass& pass) const;
+  void first_layer(Team team, Pass& pass, bool reverse) const;
+  void enter_layer(Team team, Pass& pass, int k) const;
+  void messages_forward(Team team, Pass& pass, int k) const;
+  void messages_reverse(Team team, Pass& pass, int k) const;
+  void leave_layer(Team team, Pass& pass, int k) const;
+  void read_out(Team team, Pass& pass, const FrozenOutput& output) const;
+  void gather_forces(Team team, Pass& pass, const FrozenOutput& output) const;
+  void start_z(Pass& pass, int k, std::int64_t first, std::int64_t last, int type) const;
+  void gate(const Layer& layer, const Pass& pass, const T* z, std::int64_t first, std::int64_t last, T* x) const;
+  void gate_reverse(const Layer& layer, const Pass& pass, const T* z, std::int64_t first, std::int64_t last,
+                    const T* x_cotangent, T* z_cotangent) const;
+  SplineJob<T> job_of(const Pass& pass, const Section& section, std::int64_t first, std::int64_t last, T* messages) const;
+
+  int n_species_, l_max_, intervals_;
+  std::vector<double> cutoffs_, knots_, scales_, shifts_;
+  std::vector<int> interval_at_;  // by distance in steps of 1 / size: the interval where a step begins
+  Repulsion repulsion_;
+  std::vector<Layer> layers_;
+  const T* species_table_ = nullptr;
+  std::int64_t species_type_stride_ = 0, species_interval_stride_ = 0;
+  std::array<std::int64_t, kMaxL + 1> species_table_start_{};
+  std::vector<int> reached_;
+  std::vector<Panels<T>> readout_, readout_reverse_;
+  std::int64_t table_bytes_ = 0;
+  Arena tables_;
+  std::shared_ptr<ArenaPool> arenas_ = std::make_shared<ArenaPool>();
+};
+
+}  // namespace equipes
