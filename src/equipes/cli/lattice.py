@@ -307,14 +307,14 @@ def elastic_rows(result: ElasticResult) -> Iterator[tuple[str, object]]:
 def phonon_rows(result: PhononResult) -> Iterator[tuple[str, object]]:
     """The numbers of a calculation of phonons, for people."""
     verdict = "yes" if result.stable else f"NO, {len(result.imaginary)} q-points with imaginary modes"
-    yield "stable", f"{verdict} (lowest frequency {result.lowest_thz + 0.0:.3f} THz)"
+    yield "stable", f"{verdict} (lowest frequency {round(result.lowest_thz, 3) + 0.0:.3f} THz)"
     for label, frequencies in result.points_thz.items():
         yield f"at {label}", " ".join(f"{value + 0.0:.3f}" for value in frequencies.round(3)) + " THz"
     thermal = result.thermal
     formula = result.atoms.get_chemical_formula()
     yield "zero-point energy", f"{thermal.zero_point_energy_kj_per_mol:.4f} kJ per mole of {formula}"
-    for temperature in (300.0, float(thermal.temperatures_k[-1])):
-        at = int(abs(thermal.temperatures_k - temperature).argmin())
+    at_300 = int(abs(thermal.temperatures_k - 300.0).argmin())
+    for at in dict.fromkeys((at_300, len(thermal.temperatures_k) - 1)):
         yield (
             f"at {thermal.temperatures_k[at]:.0f} K",
             f"heat capacity {thermal.heat_capacity_j_per_k_per_mol[at]:.3f} J/K,"
