@@ -4,11 +4,11 @@
     python benchmarks/inference.py --atoms 20000 --peers  equipes alone, a larger crystal
 
 The model has the sizes of SevenNet-0: 5 layers, 128x0e+64x1o+32x2e, 5 Å, radial network 2×64, float32. nequip runs
-it with the same hyperparameters, sevenn runs SevenNet-0 itself. The structures are cubes of silicon (28 neighbours an
-atom) and aspirin. Atoms move by up to 0.02 Å before each call, as they do in a simulation; the others collect
-neighbours anew then, and equipes when an atom has moved half of its skin (`--skin 0`: every time). `ASE alone` is the
-same calls to a calculator that computes nothing. Memory is the peak of a process of its own that made two calls on one
-thread with the usual allocator settings.
+it with the same hyperparameters, sevenn runs SevenNet-0 itself, and mace, if it is named, another kind of model (see
+peers/run_mace.py). The structures are cubes of silicon (28 neighbours an atom) and aspirin. Atoms move by up to 0.02 Å
+before each call, as they do in a simulation; the others collect neighbours anew then, and equipes when an atom has
+moved half of its skin (`--skin 0`: every time). `ASE alone` is the same calls to a calculator that computes nothing.
+Memory is the peak of a process of its own that made two calls on one thread with the usual allocator settings.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def has_frozen_engine() -> bool:
 
 def main() -> None:
     parser = tables.parser(__doc__)
-    tables.add_peer_options(parser, ["nequip", "sevenn"])
+    tables.add_peer_options(parser, ["nequip", "sevenn"], ["mace"])
     parser.add_argument("--atoms", nargs="*", type=int, default=None, help=f"of silicon, default: {ATOMS}")
     parser.add_argument(
         "--skin", type=float, help="Å, of equipes's neighbour list; default: the calculator's"

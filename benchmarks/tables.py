@@ -33,10 +33,12 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     return result
 
 
-def add_peer_options(options: argparse.ArgumentParser, peers: Sequence[str]) -> None:
-    """Which other packages take part, and where they are."""
+def add_peer_options(
+    options: argparse.ArgumentParser, peers: Sequence[str], further: Sequence[str] = ()
+) -> None:
+    """Which other packages take part, `further` ones only when they are named, and where they are."""
     options.add_argument(
-        "--peers", nargs="*", default=list(peers), choices=peers, help="default: %(default)s"
+        "--peers", nargs="*", default=list(peers), choices=[*peers, *further], help="default: %(default)s"
     )
     options.add_argument(
         "--environments",

@@ -3,6 +3,7 @@
     python benchmarks/training_step.py                   against nequip, one thread and all cores
     python benchmarks/training_step.py --peers           equipes alone
     python benchmarks/training_step.py --reference       also with the reference kernel, plain PyTorch
+    python benchmarks/training_step.py --peers mace      against another kind of model, see peers/run_mace.py
 
 The step is `TrainingModule.training_step`: energies, forces, loss, gradient, its norm, AdamW, average of the weights.
 nequip's is its eager model with the same hyperparameters, squared errors, backward pass and Adam, without what its own
@@ -50,8 +51,9 @@ def measure(model: str, case: str, threads: int, options: argparse.Namespace) ->
             )
             for name, (program, job) in programs.items()
         }
-        times = take_turns(workers, rounds, seconds=0.3 if options.quick else 1.0)
         facts = {name: worker.facts for name, worker in workers.items()}
+        _check_same_model(facts)
+        times = take_turns(workers, rounds, seconds=0.3 if options.quick else 1.0)
     row: dict[str, Any] = {
         "model": model,
         "batch": case,
@@ -62,12 +64,17 @@ def measure(model: str, case: str, threads: int, options: argparse.Namespace) ->
         "least ms": {name: 1e3 * min(seconds) for name, seconds in times.items()},
         "calls": {name: len(seconds) for name, seconds in times.items()},
     }
-    for name, fact in facts.items():
-        if fact["parameters"] != row["parameters"] or fact["edges"] != row["edges"]:
-            raise RuntimeError(f"{name} has another model or other edges than equipes: {fact}")
     if not options.step_only:
         row["surroundings"] = _surroundings(job, threads, options)
     return row
+
+
+def _check_same_model(facts: dict[str, dict[str, Any]]) -> None:
+    """Who claims to run the same model on the same batch has as many parameters and edges."""
+    ours = facts["equipes"]
+    for name, theirs in facts.items():
+        if name != "mace" and any(theirs[key] != ours[key] for key in ("atoms", "edges", "parameters")):
+            raise RuntimeError(f"{name} has another model or another batch: {theirs}, and equipes {ours}")
 
 
 def _surroundings(job: dict[str, Any], threads: int, options: argparse.Namespace) -> dict[str, float]:
@@ -83,7 +90,7 @@ def _surroundings(job: dict[str, Any], threads: int, options: argparse.Namespace
 
 def main() -> None:
     parser = tables.parser(__doc__)
-    tables.add_peer_options(parser, ["nequip"])
+    tables.add_peer_options(parser, ["nequip"], ["mace"])
     parser.add_argument("--reference", action="store_true", help="also the reference kernel")
     parser.add_argument("--step-only", action="store_true", help="leave out what surrounds a step")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each program has (%(default)s)")

@@ -33,10 +33,10 @@ class Calculator(AseCalculator):
     `stress` `[6]` (eV/Å³, xx yy zz yz xz xy, tensile positive). The same structure gives the same numbers, bit for bit,
     whatever was calculated before.
 
-    On the CPU in float32 the potential is frozen for the elements of the first structure, and again when new ones come:
-    linear layers are folded and radial functions become splines, which is many times faster and differs from the model by
-    about the round-off of float32 (`frozen.deviation` says by how much). `exact` keeps the model as it is. In float64, on
-    other devices, and for architectures that cannot be frozen the calculator is exact anyway.
+    On the CPU in float32 the potential is frozen for the elements of the first structure, and again when new ones
+    come: linear layers are folded and radial functions become splines, which is many times faster and differs from the
+    model by about the round-off of float32 (`frozen.deviation` says by how much). `exact` keeps the model as it is. In
+    float64, on other devices, and for architectures that cannot be frozen the calculator is exact anyway.
 
     Args:
         model: path of a model file, name of a published potential (`equipes models list`), a `Potential` or a
@@ -53,8 +53,8 @@ class Calculator(AseCalculator):
         frozen: what calculates in its place; None as long as nothing is frozen.
 
     Raises:
-        InputError: a file that is no model, an unknown dtype or device, a negative skin, a frozen potential that shall be
-            exact or run on another device; when calculating, an element that the potential does not know, or a
+        InputError: a file that is no model, an unknown dtype or device, a negative skin, a frozen potential that shall
+            be exact or run on another device; when calculating, an element that the potential does not know, or a
             structure without sense (see `AtomGraph.from_atoms`).
         PropertyNotImplementedError: the stress of a structure whose cell has no volume.
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import typer
 
 from equipes.cli.crystals import crystals
+from equipes.cli.molecules import acac, rmd17, three_bpa
 
 benchmark = typer.Typer(no_args_is_help=True, help="Compare with what others have measured or calculated.")
+benchmark.command()(rmd17)
+benchmark.command()(acac)
+benchmark.command("3bpa")(three_bpa)
 benchmark.command()(crystals)
-
-
-@benchmark.callback()
-def _group() -> None:
-    """Keeps `crystals` a command of its own while it is the only one."""
 
 
 def register(app: typer.Typer) -> None:

@@ -14,6 +14,7 @@ from equipes.cli.output import JsonPath, Overwrite, check_json_path
 from equipes.cli.running import (
     Device,
     Dtype,
+    Exact,
     FrameNumber,
     Precision,
     StructurePath,
@@ -54,6 +55,7 @@ def melt_quench(
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
     resume: Resume = False,
     modal: ModalOption = None,
+    exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -79,7 +81,7 @@ def melt_quench(
         seed=seed,
     )
     options.check()
-    atoms, calculator = start(model, modal, structure, frame, device, dtype)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
     where = out or Path(f"{structure.stem}_melt-quench")
     before = {"melt": 0, "quench": melt_steps, "anneal": melt_steps + quench_steps}
     with progress_bar() as line, stopping():
@@ -102,7 +104,7 @@ def melt_quench(
             where,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype),
+            potential=fingerprint(model, modal, dtype, exact=exact),
             on_step=follow,
         )
     if result.interrupted:

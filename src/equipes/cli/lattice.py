@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from equipes.cli.inputs import ModalOption, ModelPath
-from equipes.cli.running import Device, Dtype, FrameNumber, Precision, StructurePath
+from equipes.cli.running import Device, Dtype, Exact, FrameNumber, Precision, StructurePath
 from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, workflow
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def elastic(
     fmax: Annotated[float, typer.Option(help="Forces that the atoms are relaxed to, eV/Å.")] = 0.001,
     resume: Resume = False,
     modal: ModalOption = None,
+    exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float64,
@@ -72,6 +73,7 @@ def elastic(
         options,
         model=model,
         modal=modal,
+        exact=exact,
         structure=structure,
         frame=frame,
         device=device,
@@ -108,6 +110,7 @@ def phonons(
     ] = True,
     resume: Resume = False,
     modal: ModalOption = None,
+    exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float64,
@@ -133,6 +136,7 @@ def phonons(
         options,
         model=model,
         modal=modal,
+        exact=exact,
         structure=structure,
         frame=frame,
         device=device,
@@ -183,6 +187,7 @@ def conductivity(
     born: Born = None,
     resume: Resume = False,
     modal: ModalOption = None,
+    exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float64,
@@ -211,6 +216,7 @@ def conductivity(
         options,
         model=model,
         modal=modal,
+        exact=exact,
         structure=structure,
         frame=frame,
         device=device,
@@ -243,6 +249,7 @@ def expansion(
     relax: RelaxFirst = True,
     resume: Resume = False,
     modal: ModalOption = None,
+    exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float64,
@@ -268,6 +275,7 @@ def expansion(
         options,
         model=model,
         modal=modal,
+        exact=exact,
         structure=structure,
         frame=frame,
         device=device,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import ModelPath
+from equipes.cli.inputs import ModalOption, ModelPath
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
 
 
@@ -16,15 +16,19 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(info)
     app.command()(convert)
+    app.command()(freeze)
     app.command()(doctor)
 
 
 def info(model: ModelPath, json: JsonPath = None, overwrite: Overwrite = False) -> None:
     """Say what a model is: architecture, elements, cutoff, size, and what it was trained on."""
     import equipes
+    from equipes.foundation import locate
+    from equipes.models import is_frozen
 
     check_json_path(json, overwrite=overwrite)
-    summary = equipes.load(model).summary()
+    path = locate(model)
+    summary = (equipes.load_frozen(path) if is_frozen(path) else equipes.load(path)).summary()
     print_table(_flat(summary), title=str(model), quiet=json == STDOUT)
     write_json(summary, json, overwrite=overwrite)
 
@@ -38,6 +42,10 @@ def convert(
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The model to write: *.safetensors.")],
+    head: Annotated[
+        str | None,
+        typer.Option("--head", metavar="NAME", help="Of a MACE with several heads, the one to use."),
+    ] = None,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -47,10 +55,35 @@ def convert(
 
     check_json_path(json, overwrite=overwrite)
     refuse_overwrite(target, overwrite=overwrite)
-    potential = read_checkpoint(source)
+    potential = read_checkpoint(source, head=head)
     potential.save(target, overwrite=overwrite)
     summary = potential.summary()
     print_table(_flat(summary), title=f"{source} → {target}", quiet=json == STDOUT)
+    write_json(summary, json, overwrite=overwrite)
+
+
+def freeze(
+    model: ModelPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The frozen potential to write: *.safetensors.")],
+    species: Annotated[
+        str | None,
+        typer.Option("--species", metavar="EL,EL,…", help="The elements that will occur; all by default."),
+    ] = None,
+    modal: ModalOption = None,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a potential for fast simulations on the CPU, and say how far it is from the model."""
+    import equipes
+    from equipes.files import refuse_overwrite
+
+    check_json_path(json, overwrite=overwrite)
+    refuse_overwrite(out, overwrite=overwrite)
+    symbols = None if species is None else [symbol.strip() for symbol in species.split(",")]
+    frozen = equipes.load(model, modal=modal).freeze(symbols)
+    frozen.save(out, overwrite=overwrite)
+    summary = frozen.summary()
+    print_table(_flat(summary), title=f"{model} → {out}", quiet=json == STDOUT)
     write_json(summary, json, overwrite=overwrite)
 
 

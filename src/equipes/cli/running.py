@@ -29,18 +29,41 @@ class Precision(StrEnum):
     float64 = "float64"
 
 
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact", help="Run the model itself, not its frozen form (slower, float32 round-off apart)."
+    ),
+]
 Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the network.")]
 
 
 def start(
-    model: Path, modal: str | None, structure: Path, frame: int, device: str, dtype: Precision
+    model: Path, modal: str | None, structure: Path, frame: int, device: str, dtype: Precision, *, exact: bool
 ) -> tuple[ase.Atoms, Any]:
     """The structure, and the model as a calculator."""
     from equipes.calculators import Calculator
     from equipes.simulate.structures import read_structure
 
     atoms = read_structure(structure, frame)
-    return atoms, Calculator(model, device=device, dtype=dtype.value, modal=modal)
+    calculator = Calculator(model, device=device, dtype=dtype.value, modal=modal, exact=exact)
+    _freeze(calculator, atoms)
+    return atoms, calculator
+
+
+def _freeze(calculator: Any, atoms: ase.Atoms) -> None:
+    """Freeze the potential ahead of the work, and say how far it is from the model."""
+    from equipes.calculators.ase import Calculator
+
+    frozen = calculator.freeze_for(atoms.symbols) if isinstance(calculator, Calculator) else None
+    if frozen is None:
+        return
+    off = frozen.deviation
+    typer.echo(
+        f"Frozen for {', '.join(frozen.species)}: within {off['energy']:.1e} eV/atom, {off['forces']:.1e} eV/Å, "
+        f"{off['stress']:.1e} eV/Å³ of the model (--exact runs the model itself)",
+        err=True,
+    )
 
 
 def check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:
@@ -79,11 +102,12 @@ def write_structures(path: Path | None, structures: ase.Atoms | list[ase.Atoms],
         write(temporary, structures)
 
 
-def fingerprint(model: Path, modal: str | None, dtype: Precision) -> str:
+def fingerprint(model: Path, modal: str | None, dtype: Precision, *, exact: bool) -> str:
     """Tells one model from another in a checkpoint, wherever its file lies."""
     from equipes.foundation import locate
 
     name = f"sha256:{hashlib.sha256(locate(model).read_bytes()).hexdigest()[:16]} in {dtype.value}"
+    name = f"{name}, exact" if exact else name
     return name if modal is None else f"{name} for {modal}"
 
 

@@ -14,6 +14,7 @@ from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, pri
 from equipes.cli.running import (
     Device,
     Dtype,
+    Exact,
     FrameNumber,
     Precision,
     StructurePath,
@@ -101,6 +102,7 @@ def relax(
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
+    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -112,7 +114,7 @@ def relax(
     check_json_path(json, overwrite=overwrite)
     out = out or Path(f"{structure.stem}_relaxed.extxyz")
     check_targets((out, trajectory), overwrite=overwrite)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
     if not quiet:
@@ -192,6 +194,7 @@ def md(
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
+    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -200,7 +203,7 @@ def md(
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
@@ -238,7 +241,7 @@ def md(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype),
+            potential=fingerprint(model, modal, dtype, exact=exact),
             on_step=follow,
         )
     md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
@@ -268,6 +271,7 @@ def eos(
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
+    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -277,7 +281,7 @@ def eos(
     check_json_path(json, overwrite=overwrite)
     check_targets((out,), overwrite=overwrite)
     check_targets((plot,), overwrite=overwrite, structures=False)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
     with progress_bar() as progress, stopping():
         task = progress.add_task("calculating", total=None)
 

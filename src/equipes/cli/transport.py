@@ -14,6 +14,7 @@ from equipes.cli.output import JsonPath, Overwrite, check_json_path
 from equipes.cli.running import (
     Device,
     Dtype,
+    Exact,
     FrameNumber,
     Precision,
     StructurePath,
@@ -67,6 +68,7 @@ def diffusion(
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
     resume: Resume = False,
     modal: ModalOption = None,
+    exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -92,7 +94,7 @@ def diffusion(
         seed=seed,
     )
     options.check()
-    atoms, calculator = start(model, modal, structure, frame, device, dtype)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
     where = out or Path(f"{structure.stem}_diffusion")
     with progress_bar() as line, stopping():
         task = line.add_task("preparing", total=steps * len(options.temperatures))
@@ -116,7 +118,7 @@ def diffusion(
             where,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype),
+            potential=fingerprint(model, modal, dtype, exact=exact),
             on_step=follow,
         )
     if result.interrupted:
@@ -210,6 +212,7 @@ def neb(
     ] = False,
     resume: Resume = False,
     modal: ModalOption = None,
+    exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -231,6 +234,7 @@ def neb(
         options,
         model=model,
         modal=modal,
+        exact=exact,
         structure=initial,
         frame=frame,
         device=device,

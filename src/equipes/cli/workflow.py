@@ -132,6 +132,7 @@ def workflow(
     *,
     model: Path,
     modal: str | None,
+    exact: bool,
     structure: Path,
     frame: int,
     device: str,
@@ -152,7 +153,7 @@ def workflow(
 
     check_json_path(json, overwrite=overwrite)
     options.check()
-    atoms, calculator = start(model, modal, structure, frame, device, dtype)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
     facts = {
         "model": str(model),
         "modal": modal,
@@ -164,7 +165,7 @@ def workflow(
     same = {option: value for option, value in asdict(options).items() if option not in changeable}
     made_with = {
         "command": name,
-        "potential": fingerprint(model, modal, dtype),
+        "potential": fingerprint(model, modal, dtype, exact=exact),
         "structure": structure_key(atoms),
         **(key or {}),
         "options": same,

@@ -4,8 +4,8 @@ All of them are lists of the same layers,
 
     x -> linear_1 -> h;  Σ_j w(r_ij) Y(r_ij) ⊗ h_j -> linear_2, + self-connection of x -> z -> gate -> x of the next,
 
-and differ in what the matrices and radial weights depend on. Here normalisations and species are inside the matrices, and
-what cannot reach the energy is left out.
+and differ in what the matrices and radial weights depend on. Here normalisations and species are inside the matrices,
+and what cannot reach the energy is left out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from equipes.errors import InputError
 from equipes.irreps import Irrep, Irreps
 from equipes.kernels.form import Path
+from equipes.models import nequip, sevennet
 from equipes.models.nequip import NequIP
 from equipes.models.potential import Architecture
 from equipes.models.sevennet import SevenNet
@@ -122,7 +124,7 @@ def _nequip(model: NequIP, types: list[int]) -> Blueprint:
         return model.basis(x) * (2 * math.pi / model.r_max**2 * envelope).unsqueeze(1)
 
     layers = []
-    for block in model.layers:
+    for block in cast("list[nequip.InteractionBlock]", list(model.layers)):
         senders = (norms[:1] if same_norm else norms).view(-1, 1, 1)
         connection = block.self_connection
         layers.append(
@@ -168,7 +170,7 @@ def _sevennet(model: SevenNet, types: list[int]) -> Blueprint:
         return model.basis(x) * model.envelope(x * model.r_max).unsqueeze(1)
 
     layers = []
-    for block in model.layers:
+    for block in cast("list[sevennet.InteractionBlock]", list(model.layers)):
         form = block.form
         radial = _composed(block.radial_network, radial_basis)
         if not model.normalize_harmonics:
@@ -196,7 +198,7 @@ def _sevennet(model: SevenNet, types: list[int]) -> Blueprint:
                 hidden_constants=hidden_constants,
             )
         )
-    first, second = model.readout
+    first, second = cast("list[Linear]", list(model.readout))
     scales, shifts = (own if own.dim() == 1 else own[modality] for own in (model.scales, model.shifts))
     scales, shifts = scales[types], shifts[types]
     last = second.matrix(str(EVEN))  # [width, 1]
@@ -217,11 +219,15 @@ def _sevennet(model: SevenNet, types: list[int]) -> Blueprint:
 _DESCRIPTIONS: dict[str, Callable[..., Blueprint]] = {"NequIP": _nequip, "SevenNet": _sevennet}
 
 
-def _times_powers(function: Callable[[Tensor], Tensor], powers: Tensor, unit: float) -> Callable[[Tensor], Tensor]:
+def _times_powers(
+    function: Callable[[Tensor], Tensor], powers: Tensor, unit: float
+) -> Callable[[Tensor], Tensor]:
     return lambda x: function(x) * (x.unsqueeze(1) * unit) ** powers
 
 
-def _composed(outer: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _composed(
+    outer: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
     return lambda x: outer(inner(x))
 
 
@@ -247,7 +253,7 @@ def _species_matrices(linear: SpeciesLinear, embedding: Tensor) -> dict[Irrep, T
 
 def _network_matrices(network: ScalarMLP) -> list[Tensor]:
     return [
-        weight * ((network.activation_scale if k else 1.0) / math.sqrt(weight.shape[0]))
+        weight * math.sqrt((network.gain if k else 1.0) / weight.shape[0])
         for k, weight in enumerate(network.weights)
     ]
 
@@ -289,7 +295,9 @@ def _living(layer: Layer, wanted: set[Irrep]) -> Layer:
 
     self_connection = columns_of(layer.self_connection)
     living = [path.out in needed for path in layer.paths]
-    sources = {layer.irreps_in.irreps[path.block] for path, lives in zip(layer.paths, living, strict=True) if lives}
+    sources = {
+        layer.irreps_in.irreps[path.block] for path, lives in zip(layer.paths, living, strict=True) if lives
+    }
     irreps_in = Irreps(term for term in layer.irreps_in if term[1] in sources | set(self_connection))
     weights: list[int] = []
     start = 0

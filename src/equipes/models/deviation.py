@@ -16,54 +16,63 @@ if TYPE_CHECKING:
     from equipes.models.potential import Potential
 
 # Species in one structure: with many elements the structures share them out.
-_TOGETHER = 6
+_TOGETHER = 12
 _ATOMS = 12
+# Å; hydrogen's covalent radius is for its bonds to others.
+_LEAST_RADIUS = 0.45
 
 
 def check_structures(species: Sequence[str], seed: int = 0) -> list[ase.Atoms]:
-    """Crystals with displaced atoms and disordered, dense packings of the species, the same for the same species.
+    """Lattices with displaced atoms and disordered packings of the species, the same for the same species.
 
-    Bonds are as long as covalent radii tell, some shorter, some longer; cells are skewed, so that distances up to any
-    cutoff occur.
+    Cells are skewed, so that distances up to any cutoff occur. The shortest distance, in units of the sum of covalent
+    radii, is 1.15 in some and 1.4 in others: close for a solid, but not so close that no potential knows the like.
     """
     rng = np.random.default_rng(seed)
     structures = []
     for start in range(0, len(species), _TOGETHER):
         symbols = list(species[start : start + _TOGETHER])
         elements = (symbols * _ATOMS)[: max(_ATOMS, len(symbols))]
-        radii = np.array([covalent_radii[atomic_numbers[symbol]] for symbol in elements])
-        bond = 2 * float(radii.mean())
-        for stretch in (0.95, 1.1):
-            # Two interleaved face-centred lattices, skewed and displaced.
-            sites = [(i, j, k) for i in range(3) for j in range(2) for k in range(2)]
-            scaled = np.array(sites[: len(elements)], dtype=float) / [3, 2, 2]
-            cell = stretch * bond * np.diag([3.0, 2.0, 2.0]) @ (np.eye(3) + 0.08 * rng.normal(size=(3, 3)))
-            crystal = ase.Atoms(elements, cell=cell, scaled_positions=scaled, pbc=True)
-            crystal.positions += 0.06 * bond * rng.normal(size=crystal.positions.shape)
-            structures.append(crystal)
-        for filling in (0.5, 0.25):
-            structures.append(_packing(elements, radii, filling, rng))
+        radii = np.array([max(covalent_radii[atomic_numbers[symbol]], _LEAST_RADIUS) for symbol in elements])
+        for closest in (1.15, 1.4):
+            sites = np.array([(i, j, k) for i in range(3) for j in range(2) for k in range(2)]) / [3, 2, 2]
+            cell = np.diag([3.0, 2.0, 2.0]) @ (np.eye(3) + 0.08 * rng.normal(size=(3, 3)))
+            positions = sites @ cell + 0.06 * rng.normal(size=sites.shape)
+            structures.append(_scaled(elements, positions, cell, radii, closest))
+            edge = 1.8 * len(elements) ** (1 / 3) * float(radii.mean())
+            positions = _apart(rng.uniform(0, edge, (len(elements), 3)), edge, radii)
+            structures.append(_scaled(elements, positions, edge * np.eye(3), radii, closest))
     return structures
 
 
-def _packing(elements: list[str], radii: np.ndarray, filling: float, rng: np.random.Generator) -> ase.Atoms:
-    """Atoms at random places of a cubic cell, pushed apart until none overlap much."""
-    edge = float((4 / 3 * np.pi * (radii**3).sum() / filling) ** (1 / 3))
-    positions = rng.uniform(0, edge, (len(elements), 3))
-    least = 0.8 * (radii[:, None] + radii)
-    np.fill_diagonal(least, 0.0)
-    for _ in range(300):
+def _apart(positions: np.ndarray, edge: float, radii: np.ndarray) -> np.ndarray:
+    """Atoms in a cubic cell, pushed until they hardly overlap."""
+    for _ in range(200):
         vectors = positions[:, None] - positions
         vectors -= edge * np.round(vectors / edge)
         distances = np.linalg.norm(vectors, axis=2) + 1e-9
-        overlap = np.clip(least - distances, 0.0, None)
-        positions += 0.3 * (vectors / distances[:, :, None] * overlap[:, :, None]).sum(axis=1)
-    return ase.Atoms(elements, positions=positions, cell=[edge] * 3, pbc=True)
+        overlap = np.clip(radii[:, None] + radii - distances, 0.0, None)
+        np.fill_diagonal(overlap, 0.0)
+        positions = positions + 0.3 * (vectors / distances[:, :, None] * overlap[:, :, None]).sum(axis=1)
+    return positions
+
+
+def _scaled(
+    elements: list[str], positions: np.ndarray, cell: np.ndarray, radii: np.ndarray, closest: float
+) -> ase.Atoms:
+    """A periodic structure whose shortest distance is `closest` times the sum of the radii."""
+    images = np.array([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)]) @ cell
+    vectors = positions[:, None, None] - positions[:, None] + images
+    distances = np.linalg.norm(vectors, axis=3) / (radii[:, None] + radii)[:, :, None]
+    factor = closest / distances[distances > 1e-6].min()
+    return ase.Atoms(elements, positions=factor * positions, cell=factor * cell, pbc=True)
 
 
 def measure(frozen: FrozenPotential, exact: Potential) -> dict[str, float]:
-    """Largest differences of energies per atom (eV), forces (eV/Å) and stress (eV/Å³) from the model in float64, and how
-    large forces and stress are there."""
+    """Largest differences of energies per atom (eV), forces (eV/Å) and stress (eV/Å³) from the model in float64.
+
+    And how large forces and stress are there.
+    """
     structures = check_structures(frozen.species)
     graph = AtomGraph.batch([AtomGraph.from_atoms(atoms, frozen.cutoff) for atoms in structures])
     found, expected = frozen(graph), exact(graph)

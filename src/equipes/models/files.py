@@ -140,7 +140,9 @@ def load_frozen(path: str | os.PathLike[str], *, dtype: str | None = None) -> Fr
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"unknown dtype '{dtype}'; use {' or '.join(DTYPES)}")
     if native.module() is None:
-        raise InputError(f"{path}: a frozen potential needs the native code, which was not built; use the model itself")
+        raise InputError(
+            f"{path}: a frozen potential needs the native code, which was not built; use the model itself"
+        )
     try:
         return FrozenPotential(
             header["architecture"],

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
-from equipes.irreps import Irreps
 from equipes.kernels import native
 from equipes.kernels.native.frozen import FrozenEngine, Neighbours
 from equipes.models.blueprint import EVEN, Blueprint, Layer, blueprint, can_describe
@@ -23,14 +22,14 @@ if TYPE_CHECKING:
     import os
 
 # Errors of the splines relative to the largest values, by number type: below its round-off in energies and forces.
-TOLERANCES = {torch.float32: 3e-8, torch.float64: 1e-10}
+TOLERANCES = {torch.float32: 3e-8, torch.float64: 1e-9}
 
 
 class FrozenPotential:
     """A potential for some species whose energies, forces and virial are computed natively and without autograd.
 
-    Its radial functions are splines, so it is not exactly the potential it was made from; how far they are apart on test
-    structures is measured when it is made. Forces are the exact derivatives of its own energy.
+    Its radial functions are splines, so it is not exactly the potential it was made from; how far they are apart on
+    test structures is measured when it is made. Forces are the exact derivatives of its own energy.
 
     Made by `Potential.freeze` and by `equipes.load` from a file that `save` wrote.
 
@@ -65,6 +64,8 @@ class FrozenPotential:
         self.arrays = dict(arrays)
         self.deviation = dict(deviation)
         self.provenance = dict(provenance or {})
+        if len(self.species) != len(arrays["scales"]):
+            raise ValueError("the number of species is not that of their energies")
         self._engine = FrozenEngine(structure, arrays, dtype)
         self._type_of_number = np.full(len(chemical_symbols), -1, dtype=np.int64)
         for index, symbol in enumerate(self.species):
@@ -178,7 +179,9 @@ class FrozenPotential:
 def supports(potential: Potential) -> bool:
     """Whether a potential can be frozen here: a known architecture of a degree that the native code was built for."""
     extension = native.module()
-    return extension is not None and can_describe(potential.model) and potential.model.l_max <= extension.max_l
+    return (
+        extension is not None and can_describe(potential.model) and potential.model.l_max <= extension.max_l
+    )
 
 
 def freeze(
@@ -197,17 +200,27 @@ def freeze(
         raise InputError(
             f"a {potential.architecture} model like this cannot be frozen; use the exact model (exact=True or --exact)"
         )
-    wanted = list(potential.species) if species is None else [s for s in potential.species if s in set(species)]
+    wanted = (
+        list(potential.species) if species is None else [s for s in potential.species if s in set(species)]
+    )
     unknown = [symbol for symbol in species or () if symbol not in potential.species]
     if unknown or not wanted:
         raise InputError(
-            f"cannot freeze for {', '.join(unknown) or 'no species'}; the potential knows {', '.join(potential.species)}"
+            f"cannot freeze for {', '.join(unknown) or 'no species'}; "
+            f"the potential knows {', '.join(potential.species)}"
         )
     exact = convert(potential, "float64").to("cpu").eval().requires_grad_(False)
     plan = blueprint(exact.model, [potential.species.index(symbol) for symbol in wanted])
     structure, arrays = describe(plan, TOLERANCES[potential.dtype] if tolerance is None else tolerance)
     frozen = FrozenPotential(
-        potential.architecture, wanted, potential.cutoff, potential.dtype, structure, arrays, {}, potential.provenance
+        potential.architecture,
+        wanted,
+        potential.cutoff,
+        potential.dtype,
+        structure,
+        arrays,
+        {},
+        potential.provenance,
     )
     frozen.deviation = measure(frozen, exact)
     return frozen
@@ -216,8 +229,8 @@ def freeze(
 def describe(plan: Blueprint, tolerance: float) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The structure and the arrays of a frozen potential.
 
-    The first layer's features depend on the species alone, so its linear layers are folded into the splines: one function
-    for each species of the sender and channel of z.
+    The first layer's features depend on the species alone, so its linear layers are folded into the splines: one
+    function for each species of the sender and channel of z.
     """
     knots = choose_knots([layer.radial for layer in plan.layers], plan.kinks, tolerance)
     arrays: dict[str, Tensor] = {
@@ -239,7 +252,9 @@ def describe(plan: Blueprint, tolerance: float) -> tuple[dict[str, Any], dict[st
             splines, reached = _first_layer(plan, layer, splines)
             for irrep, matrix in layer.self_connection.items():
                 if irrep == EVEN:
-                    constants = constants + torch.einsum("su,suw->sw", plan.features, matrix.expand(len(plan.features), -1, -1))
+                    constants = constants + torch.einsum(
+                        "su,suw->sw", plan.features, matrix.expand(len(plan.features), -1, -1)
+                    )
         else:
             blocks = layer.irreps_in.irreps
             for irrep, matrix in layer.linear_1.items():
@@ -247,7 +262,9 @@ def describe(plan: Blueprint, tolerance: float) -> tuple[dict[str, Any], dict[st
             for irrep, matrix in layer.linear_2.items():
                 arrays[f"layers.{k}.linear_2.0.{gate_in.irreps.index(irrep)}"] = matrix
             for irrep, matrix in layer.self_connection.items():
-                arrays[f"layers.{k}.self_connection.{blocks.index(irrep)}.{gate_in.irreps.index(irrep)}"] = matrix
+                arrays[f"layers.{k}.self_connection.{blocks.index(irrep)}.{gate_in.irreps.index(irrep)}"] = (
+                    matrix
+                )
             if layer.hidden_constants is not None:
                 arrays[f"layers.{k}.hidden_constants"] = layer.hidden_constants
         arrays[f"layers.{k}.splines"] = splines

@@ -39,11 +39,14 @@ def derivatives(function: Function, x: Tensor, order: int) -> list[Tensor]:
 
 
 def polynomials(function: Function, left: Tensor, right: Tensor) -> Tensor:
-    """`[intervals, 6, channels]`: c0 + c1 t + .. + c5 t⁵, t = 0..1 between the ends, with the function's value and first
-    two derivatives at both."""
+    """`[intervals, 6, channels]`: c0 + c1 t + .. + c5 t⁵, t = 0..1 between the ends.
+
+    At both ends it has the function's value and first two derivatives.
+    """
     width = (right - left).unsqueeze(1)
     f0, d0, s0 = derivatives(function, left, 2)
     f1, d1, s1 = derivatives(function, right - _BEFORE, 2)
+    f1, d1 = f1 + _BEFORE * d1, d1 + _BEFORE * s1
     d0, d1, s0, s1 = d0 * width, d1 * width, s0 * width**2, s1 * width**2
     rise = f1 - f0
     return torch.stack(
@@ -72,9 +75,7 @@ def choose_knots(functions: Sequence[Function], kinks: Sequence[float], toleranc
     if not tolerance > 0:
         raise InputError(f"the tolerance of the splines must be positive, not {tolerance}")
     ends = sorted({0.0, *kinks, 1.0})
-    left = torch.cat(
-        [torch.linspace(a, b, 9, dtype=torch.float64)[:-1] for a, b in pairwise(ends)]
-    )
+    left = torch.cat([torch.linspace(a, b, 9, dtype=torch.float64)[:-1] for a, b in pairwise(ends)])
     right = torch.cat([left[1:], torch.ones(1, dtype=torch.float64)])
     grid = torch.linspace(0.05, 1.0, 400, dtype=torch.float64)
     scales = []
@@ -84,10 +85,11 @@ def choose_knots(functions: Sequence[Function], kinks: Sequence[float], toleranc
     done: list[Tensor] = []
     while len(left):
         good = right > 0
+        unseen = right <= _UNSEEN
         for function, (value_scale, slope_scale) in zip(functions, scales, strict=True):
-            value_error, slope_error = _errors(function, left, right)
-            good &= (value_error <= tolerance * value_scale) & (slope_error <= tolerance * slope_scale)
-        good |= right <= _UNSEEN
+            asked = good & ~unseen
+            value_error, slope_error = _errors(function, left[asked], right[asked])
+            good[asked] = (value_error <= tolerance * value_scale) & (slope_error <= tolerance * slope_scale)
         done.append(left[good])
         middle = (left[~good] + right[~good]) / 2
         left, right = torch.cat([left[~good], middle]), torch.cat([middle, right[~good]])

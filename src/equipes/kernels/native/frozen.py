@@ -48,7 +48,9 @@ class FrozenEngine:
         ValueError: arrays that do not fit the structure.
     """
 
-    def __init__(self, structure: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: torch.dtype) -> None:
+    def __init__(
+        self, structure: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: torch.dtype
+    ) -> None:
         extension = native.module()
         if extension is None:
             raise RuntimeError("the native code was not built")
