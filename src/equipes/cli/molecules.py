@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from equipes.benchmark import BenchmarkSettings, Case
 
-ARCHITECTURES = ("nequip", "mace", "schnet", "physnet", "ani")
+ARCHITECTURES = ("nequip", "mace", "sevennet", "schnet", "physnet", "ani")
+DEFAULT_ARCHITECTURES = ("nequip", "mace", "schnet", "physnet", "ani")
 DEFAULT_MOLECULES = ("ethanol", "benzene", "malonaldehyde", "uracil", "aspirin")
 
 Data = Annotated[
@@ -28,7 +29,9 @@ Out = Annotated[
 Models = Annotated[
     list[str] | None,
     typer.Option(
-        "--model", metavar="NAME", help=f"Of {', '.join(ARCHITECTURES)}; more than once; all by default."
+        "--model",
+        metavar="NAME",
+        help=f"Of {', '.join(ARCHITECTURES)}; more than once; all but sevennet by default.",
     ),
 ]
 IsolatedAtoms = Annotated[
@@ -173,7 +176,7 @@ def _run(
     from equipes.benchmark.runs import Interrupted
     from equipes.files import writing_to
 
-    names = list(dict.fromkeys(models or ARCHITECTURES))
+    names = list(dict.fromkeys(models or DEFAULT_ARCHITECTURES))
     _refuse_unknown(names)
     check_json_path(json, overwrite=overwrite)
     with writing_to(out):
