@@ -1,85 +1,157 @@
-"""How long one training step takes, native engine against the reference kernel, in one run.
+"""How long one training step takes, from a batch to updated parameters, and what surrounds it in a training.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_step.py
+    python benchmarks/training_step.py                   against nequip, one thread and all cores
+    python benchmarks/training_step.py --peers           equipes alone
+    python benchmarks/training_step.py --reference       also with the reference kernel, plain PyTorch
+    python benchmarks/training_step.py --peers mace      against another kind of model, see peers/run_mace.py
 
-A step is everything from a batch to updated parameters: energies, forces, loss, gradient, AdamW. The model is 4 layers,
-l_max 2, 32 features, both parities, radial network 2×64, 5 Å, float32. Kernels take turns, and medians are
-printed, since a shared machine is noisy.
+The step is `TrainingModule.training_step`: energies, forces, loss, gradient, its norm, AdamW, average of the weights.
+nequip's is its eager model with the same hyperparameters, squared errors, backward pass and Adam, without what its own
+module adds. Programs take turns on the same structures, and medians are printed. `in training` is the time from step to
+step of `equipes train`, of which batching is the joining of graphs, and the rest Lightning and the supervision.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+from contextlib import ExitStack
+from typing import Any
 
 import machine
-import torch
+import systems
+import tables
+from peers import Worker, frames, python_of, take_turns
 
-from equipes.data import LabelledGraph, Units, forces_rms, mean_neighbors, read_frames
-from equipes.data.dataset import GraphDataset
-from equipes.kernels import KERNELS
-from equipes.models import build
-from equipes.training.losses import Loss, label_counts, weighted_mean
+_COMMON = {"r_max": 5.0, "parity": True, "radial_mlp_depth": 2, "radial_mlp_width": 64}
+MODELS = {
+    "a": {"num_layers": 4, "l_max": 2, "num_features": 32, **_COMMON},
+    "b": {"num_layers": 5, "l_max": 3, "num_features": 64, **_COMMON},
+}
+CASES = {
+    "aspirin × 5": lambda: systems.molecules("aspirin", 5),
+    "aspirin × 1": lambda: systems.molecules("aspirin", 1),
+    "ethanol × 5": lambda: systems.molecules("ethanol", 5),
+    "Si 64 × 4": lambda: systems.silicon(64, 4),
+}
+RUNS = [("a", case) for case in CASES] + [("b", "aspirin × 5")]
 
-CASES = (("ethanol", 5), ("aspirin", 5), ("aspirin", 1))
-CUTOFF = 5.0
+
+def measure(model: str, case: str, threads: int, options: argparse.Namespace) -> dict[str, Any]:
+    """All programs on one batch."""
+    job = {"task": "training step", "frames": frames(CASES[case]()), "model": MODELS[model]}
+    programs = {"equipes": ("equipes", job)}
+    programs |= {peer: (peer, job) for peer in options.peers}
+    if options.reference:
+        programs["reference"] = ("equipes", {**job, "kernel": "reference"})
+    rounds = 2 if options.quick else options.rounds
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(
+                Worker(program, job, threads=threads, environments=options.environments)
+            )
+            for name, (program, job) in programs.items()
+        }
+        facts = {name: worker.facts for name, worker in workers.items()}
+        _check_same_model(facts)
+        times = take_turns(workers, rounds, seconds=0.3 if options.quick else 1.0)
+    row: dict[str, Any] = {
+        "model": model,
+        "batch": case,
+        "threads": threads,
+        **{name: facts["equipes"][name] for name in ("atoms", "edges", "parameters")},
+        "versions": {name: fact["versions"] for name, fact in facts.items()},
+        "ms": {name: tables.milliseconds(seconds) for name, seconds in times.items()},
+        "least ms": {name: 1e3 * min(seconds) for name, seconds in times.items()},
+        "calls": {name: len(seconds) for name, seconds in times.items()},
+    }
+    if not options.step_only:
+        row["surroundings"] = _surroundings(job, threads, options)
+    return row
 
 
-def stepper(batch: LabelledGraph, scale: float) -> Callable[[], None]:
-    """One step on a batch, with a model of its own."""
-    symbols = ("H", "C", "O")
-    potential = build(
-        "nequip", symbols, {"r_max": CUTOFF, "avg_num_neighbors": mean_neighbors([batch.graph])}
-    ).train()
-    optimizer = torch.optim.AdamW([p for p in potential.parameters() if p.requires_grad], lr=1e-4, fused=True)
-    loss, counts = Loss(scale=scale), label_counts(batch)
-    weights = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+def _check_same_model(facts: dict[str, dict[str, Any]]) -> None:
+    """Who claims to run the same model on the same batch has as many parameters and edges."""
+    ours = facts["equipes"]
+    for name, theirs in facts.items():
+        if name != "mace" and any(theirs[key] != ours[key] for key in ("atoms", "edges", "parameters")):
+            raise RuntimeError(f"{name} has another model or another batch: {theirs}, and equipes {ours}")
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        prediction = potential(batch.graph, stress=False)
-        weighted_mean(loss.sums(prediction, batch), counts, weights).backward()
-        optimizer.step()
 
-    return step
+def _surroundings(job: dict[str, Any], threads: int, options: argparse.Namespace) -> dict[str, float]:
+    """Step to step in a training, and what of it the step itself and batching take; ms."""
+    times: dict[str, list[float]] = {"seconds": [], "step": [], "batching": []}
+    with Worker("equipes", {**job, "task": "training loop"}, threads=threads) as worker:
+        for _ in range(1 if options.quick else 3):
+            answer = worker.ask()
+            for name in times:
+                times[name] += answer[name]
+    return {name: tables.milliseconds(seconds) for name, seconds in times.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
-    parser.add_argument("--repeats", type=int, default=20)
+    parser = tables.parser(__doc__)
+    tables.add_peer_options(parser, ["nequip"], ["mace"])
+    parser.add_argument("--reference", action="store_true", help="also the reference kernel")
+    parser.add_argument("--step-only", action="store_true", help="leave out what surrounds a step")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that each program has (%(default)s)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
-    kernels = list(KERNELS)
-    print("| batch | edges | " + " | ".join(f"{kernel}, ms" for kernel in kernels) + " | ratio |")
-    print("|---|---|" + "---|" * (len(kernels) + 1))
-    for molecule, size in CASES:
-        path = options.shared / "data" / "rmd17" / f"rmd17_{molecule}_train_01.npz"
-        frames = read_frames(path, units=Units(energy="kcal/mol"))[:size]
-        dataset = GraphDataset(frames, CUTOFF)
-        batch = LabelledGraph.batch([dataset[index] for index in range(size)])
-        step = stepper(batch, forces_rms(frames))
-        times: dict[str, list[float]] = {kernel: [] for kernel in kernels}
-        for repeat in range(options.repeats + 2):
-            for kernel in kernels:
-                os.environ["EQUIPES_KERNEL"] = kernel
-                began = time.perf_counter()
-                step()
-                if repeat >= 2:  # the first ones allocate
-                    times[kernel].append(1e3 * (time.perf_counter() - began))
-        medians = [statistics.median(times[kernel]) for kernel in kernels]
-        cells = " | ".join(f"{median:.1f}" for median in medians)
-        print(
-            f"| {molecule} × {size} | {batch.graph.n_edges} | {cells} | {medians[-1] / medians[0]:.1f} |",
-            flush=True,
+    tables.check_outputs(options)
+    for peer in options.peers:
+        python_of(peer, options.environments)
+    others = [*options.peers, *(["reference"] if options.reference else [])]
+    runs = [run for run in RUNS if run[0] in options.models]
+    if options.quick:
+        runs = [("a", "aspirin × 1"), ("a", "ethanol × 5")]
+    rows = []
+    for threads in [1] if options.quick and options.threads is None else tables.threads_of(options):
+        for model, case in runs:
+            rows.append(measure(model, case, threads, options))
+            print(".", end="", flush=True)
+    columns = ["model, batch", "threads", "atoms", "edges", "equipes, ms"]
+    for name in others:
+        columns += [f"{name}, ms", f"{name} / equipes"]
+    cells = []
+    for row in rows:
+        line = [
+            f"{row['model']}, {row['batch']}",
+            row["threads"],
+            row["atoms"],
+            row["edges"],
+            row["ms"]["equipes"],
+        ]
+        for name in others:
+            line += [row["ms"][name], row["ms"][name] / row["ms"]["equipes"]]
+        cells.append(line)
+    tables.show("Training step, float32, medians", columns, cells)
+    if not options.step_only:
+        _show_surroundings(rows)
+    facts = machine.conditions()
+    del facts["threads"]
+    versions = {name: found for row in rows for name, found in row["versions"].items()}
+    facts["programs"] = versions
+    print(f"\n{tables.ALLOCATOR_NOTE}\n\n{machine.sentence(facts)}")
+    tables.write_json(options, rows, facts)
+
+
+def _show_surroundings(rows: list[dict[str, Any]]) -> None:
+    cells = []
+    for row in rows:
+        loop, step, batching = (row["surroundings"][part] for part in ("seconds", "step", "batching"))
+        rest = loop - step - batching
+        cells.append(
+            [f"{row['model']}, {row['batch']}", row["threads"], loop, step, batching, rest, 100 * rest / loop]
         )
-    print("\n" + machine.sentence(machine.conditions()))
+    columns = [
+        "model, batch",
+        "threads",
+        "in training, ms",
+        "step, ms",
+        "batching, ms",
+        "Lightning and the rest, ms",
+    ]
+    tables.show("A step as part of `equipes train`", [*columns, "its share, %"], cells)
 
 
 if __name__ == "__main__":
-    main()
+    tables.run(main)

@@ -110,7 +110,7 @@ def slab() -> Atoms:
 @pytest.fixture(scope="session")
 def published() -> Path:
     """The published SevenNet-0 checkpoint (11 July 2024): `EQUIPES_SEVENNET`, or that of an installed `sevenn`."""
-    from equipes.foundation.registry import find_installed
+    from equipes.foundation.fetch import find_installed
 
     path = (
         Path(os.environ["EQUIPES_SEVENNET"])

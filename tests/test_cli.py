@@ -28,6 +28,7 @@ COMMANDS = (
     "eos",
     "info",
     "models",
+    "benchmark",
     "data",
     "convert",
     "doctor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 import yaml
 
 from equipes.errors import InputError
+from equipes.models import ARCHITECTURES
 from equipes.training import Config, load_config, schema
+from equipes.training.architectures import MODEL_CONFIGS
+from equipes.training.config import DataConfig, TrainConfig
 from equipes.training.loading import dump_config
 
 ROOT = Path(__file__).parent.parent
@@ -156,10 +160,21 @@ def test_what_was_dumped_loads_the_same(file: Path, tmp_path: Path) -> None:
     assert set(fields["train"]) == set(type(config.train).model_fields)
 
 
+# Of every section and, in `model`, of every architecture.
+SECTIONS = (DataConfig, TrainConfig, *MODEL_CONFIGS.values())
+
+
+def test_there_is_a_section_for_every_architecture() -> None:
+    assert set(MODEL_CONFIGS) <= set(ARCHITECTURES)
+    for name, section in MODEL_CONFIGS.items():
+        known = set(inspect.signature(ARCHITECTURES[name]).parameters) | {"architecture", "dtype"}
+        assert set(section.model_fields) <= known, name
+
+
 def test_schema_lists_every_field() -> None:
     text = json.dumps(schema())
-    for section in (field.annotation for field in Config.model_fields.values()):
-        for name in section.model_fields:  # type: ignore[union-attr]
+    for section in SECTIONS:
+        for name in section.model_fields:
             assert f'"{name}"' in text
     assert schema()["additionalProperties"] is False
 
@@ -178,6 +193,23 @@ def test_examples_are_configs_of_at_most_fifteen_lines(path: Path) -> None:
 
 def test_the_documentation_lists_every_key() -> None:
     text = (ROOT / "docs" / "config.md").read_text()
-    for section in (field.annotation for field in Config.model_fields.values()):
-        for name in section.model_fields:  # type: ignore[union-attr]
+    for section in SECTIONS:
+        for name in section.model_fields:
             assert f"`{name}`" in text, name
+
+
+def test_keys_of_other_architectures(file: Path) -> None:
+    file.write_text("data: {train: frames.npz}\nmodel: {architecture: mace, max_ell: 2}\n")
+    config = load_config(file, ["hidden_irreps=8x0e"])
+    assert config.model.max_ell == 2
+    assert config.model.hidden_irreps == "8x0e"
+    for override, message in (
+        ("model.num_bessels=4", "model.num_bessels is not a known key; did you mean model.num_bessel"),
+        ("model.max_ell=9", r"model\.max_ell: input should be less than or equal to 6"),
+        (
+            "model.architecture=gemnet",
+            "model.architecture: 'gemnet' is not known; known: nequip, mace, sevennet",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_config(file, [override])

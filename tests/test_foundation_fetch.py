@@ -249,7 +249,19 @@ def test_used_by_name(publisher: Publisher, tmp_path: Path) -> None:
     assert atoms.get_potential_energy() == pytest.approx(energy, rel=1e-6)
     write(tmp_path / "in.extxyz", structure())
     for command in (
-        ["md", "small", "in.extxyz", "--steps", "2", "--ensemble", "nve", "--temperature", "1", "--out", "run"],
+        [
+            "md",
+            "small",
+            "in.extxyz",
+            "--steps",
+            "2",
+            "--ensemble",
+            "nve",
+            "--temperature",
+            "1",
+            "--out",
+            "run",
+        ],
         ["predict", "small", "in.extxyz", "out.extxyz"],
         ["evaluate", "small", "out.extxyz"],
         ["info", "small"],

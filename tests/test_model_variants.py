@@ -29,16 +29,37 @@ SEVENNET = {
 }
 
 
+MACE = {
+    "max_ell": 2,
+    "hidden_irreps": "4x0e + 4x1o",
+    "radial_MLP": [8],
+    "avg_num_neighbors": 2.0,
+    "distance_transform": "Agnesi",
+    "pair_repulsion": True,
+    "r_max": 4.5,
+    "heads": ["low", "high"],
+    "head": "high",
+    "atomic_energies": {"low": SHIFTS, "high": dict.fromkeys(SPECIES, 7.0)},
+}
+SCHNET = {"num_features": 8, "per_type_energy_shifts": SHIFTS}
+
+
 def potential(architecture: str, dtype: str = "float64") -> Potential:
-    own: dict[str, dict[str, Any]] = {"nequip": NEQUIP, "sevennet": SEVENNET}
-    return build(architecture, SPECIES, SMALL | own[architecture], dtype=dtype, seed=3).eval()
+    own: dict[str, dict[str, Any]] = {
+        "nequip": SMALL | NEQUIP,
+        "sevennet": SMALL | SEVENNET,
+        "mace": MACE,
+        "schnet": SCHNET,
+        "physnet": {"num_features": 8, "num_modules": 2},
+    }
+    return build(architecture, SPECIES, own[architecture], dtype=dtype, seed=3).eval()
 
 
 def water() -> Atoms:
     return Atoms("OHH", positions=[[0.0, 0.0, 0.0], [0.95, 0.1, 0.0], [-0.2, 0.94, 0.1]])
 
 
-@pytest.mark.parametrize("architecture", ["nequip", "sevennet"])
+@pytest.mark.parametrize("architecture", ["nequip", "sevennet", "mace", "schnet", "physnet"])
 def test_fewer_elements(architecture: str) -> None:
     whole = potential(architecture)
     kept = keep_species(whole, ["O", "H"])
@@ -69,8 +90,9 @@ def test_an_architecture_without_tables_of_species(monkeypatch: pytest.MonkeyPat
         keep_species(whole, ["H"])
 
 
-def test_another_modality() -> None:
-    high = potential("sevennet")
+@pytest.mark.parametrize("architecture", ["sevennet", "mace"])
+def test_another_modality(architecture: str) -> None:
+    high = potential(architecture)
     low = choose_modality(high, "low")
     graph = AtomGraph.from_atoms(water(), high.cutoff)
     difference = (high(graph).energies - low(graph).energies).abs()

@@ -313,8 +313,17 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
         train(config, tmp_path / "other", console=QUIET)
 
 
+def test_no_validation_is_begun_that_would_crowd_out_the_last() -> None:
+    from equipes.training.schedules import Budget
+
+    assert not Budget(None, 6.0).is_short(4.0, 0.9)
+    assert Budget(None, 6.0).is_short(4.3, 0.9)
+    assert not Budget(100, None).is_short(1e9, 0.9)
+
+
+@pytest.mark.parametrize("every", [10**6, 20])
 def test_a_budget_in_minutes_includes_the_last_validation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     from equipes.training import supervisor
 
@@ -325,13 +334,15 @@ def test_a_budget_in_minutes_includes_the_last_validation(
         return validate(*arguments, **keywords)
 
     monkeypatch.setattr(supervisor, "validate", slow)
-    config = ethanol(max_steps=None, max_minutes=0.1, validate_every=1000)
+    config = ethanol(max_steps=None, max_minutes=0.1, validate_every=every)
     result = train(config, tmp_path / "run", console=QUIET)
+    # Training stops in time for the last validation, and none is begun that would leave no room for it.
     assert 60 * result.minutes < 6 - 0.8
     assert result.steps > 10
-    table = rows(tmp_path / "run")
-    assert [int(row["step"]) for row in table] == [0, result.steps]
-    assert float(table[-1]["lr"]) < 0.001
+    steps = [int(row["step"]) for row in rows(tmp_path / "run")]
+    assert steps[0] == 0 and steps[-1] == result.steps
+    assert all(step % every == 0 for step in steps[:-1])
+    assert float(rows(tmp_path / "run")[-1]["lr"]) < 0.001
 
 
 def test_early_stopping(tmp_path: Path) -> None:

@@ -74,10 +74,11 @@ def test_the_loss_is_its_definition(dataset: GraphDataset) -> None:
     assert value == pytest.approx((np.array([2.0, 3.0, 5.0]) * sums / counts).sum(), rel=1e-12)
 
 
-def test_what_is_not_labelled_has_no_gradient(dataset: GraphDataset) -> None:
+@pytest.mark.parametrize("kind", ["mse", "mae", "huber"])
+def test_what_is_not_labelled_has_no_gradient(dataset: GraphDataset, kind: str) -> None:
     batch = LabelledGraph.batch([dataset[i] for i in range(len(dataset))])
     predicted = random_prediction(batch)
-    Loss().sums(predicted, batch).sum().backward()
+    Loss(kind).sums(predicted, batch).sum().backward()
     for value, label in (
         (predicted.energy, batch.energy),
         (predicted.forces, batch.forces),
@@ -94,6 +95,23 @@ def test_huber_is_the_square_for_small_and_linear_for_large_residuals(dataset: G
     for shift, expected in ((0.05, 0.05**2), (3.0, 2 * 0.1 * (3.0 - 0.05))):
         predicted = SimpleNamespace(energy=item.energy + shift * item.graph.n_atoms, forces=None, virial=None)
         assert Loss("huber", 1.0, 0.1).sums(predicted, item)[0].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_mae_takes_absolute_values_and_lengths_of_force_residuals(dataset: GraphDataset) -> None:
+    item = dataset[0]
+    residual = torch.zeros_like(item.forces)
+    residual[0] = torch.tensor([3.0, 0.0, 4.0])
+    forces = (item.forces + residual).requires_grad_()
+    energy = item.energy - 2.0 * item.graph.n_atoms
+    sums = Loss("mae", 0.5).sums(SimpleNamespace(energy=energy, forces=forces, virial=None), item)
+    assert sums[0].item() == pytest.approx(4.0, rel=1e-9)
+    assert sums[1].item() == pytest.approx(3**0.5 * 5.0 / 0.5, rel=1e-9)
+    sums[1].backward()
+    assert forces.grad is not None
+    # A residual of nothing has no direction, and must not make the gradient one of nothing.
+    expected = torch.zeros_like(forces)
+    expected[0] = 3**0.5 / 0.5 * residual[0] / 5.0
+    torch.testing.assert_close(forces.grad, expected, rtol=1e-6, atol=0)
 
 
 def test_an_infinite_label_is_not_taken_for_a_missing_one(dataset: GraphDataset) -> None:
@@ -205,10 +223,10 @@ def test_the_average_follows_its_formula() -> None:
         nn.init.constant_(model.weight, float(step))
         decay = min(0.8, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
-        update_average(average, model, step, 0.8)
+        update_average(list(average.parameters()), list(model.parameters()), step, 0.8)
         assert average.weight.item() == pytest.approx(expected, rel=1e-12)
     assert not average.weight.requires_grad
-    update_average(average, model, 20, 0.0)
+    update_average(list(average.parameters()), list(model.parameters()), 20, 0.0)
     assert torch.equal(average.weight, model.weight)
 
 

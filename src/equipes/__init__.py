@@ -20,7 +20,7 @@ _HOMES = {
     "Calculator": "equipes.calculators",
     "InputError": "equipes.errors",
 }
-_ROOMS = ("calculators", "data", "foundation", "models", "report", "simulate", "training")
+_ROOMS = ("benchmark", "calculators", "data", "foundation", "models", "report", "simulate", "training")
 
 
 __all__ = [

@@ -42,6 +42,10 @@ def convert(
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The model to write: *.safetensors.")],
+    head: Annotated[
+        str | None,
+        typer.Option("--head", metavar="NAME", help="Of a MACE with several heads, the one to use."),
+    ] = None,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -51,7 +55,7 @@ def convert(
 
     check_json_path(json, overwrite=overwrite)
     refuse_overwrite(target, overwrite=overwrite)
-    potential = read_checkpoint(source)
+    potential = read_checkpoint(source, head=head)
     potential.save(target, overwrite=overwrite)
     summary = potential.summary()
     print_table(_flat(summary), title=f"{source} → {target}", quiet=json == STDOUT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from equipes.foundation.fetch import get
 from equipes.foundation.loading import load, locate, read_checkpoint
+from equipes.foundation.mace import read_checkpoint as read_mace_checkpoint
 from equipes.foundation.nequip import from_nequip, read_nequip_npz
 from equipes.foundation.registry import MODELS, Published
 from equipes.foundation.sevennet import from_sevennet
@@ -18,6 +19,7 @@ __all__ = [
     "load",
     "locate",
     "read_checkpoint",
+    "read_mace_checkpoint",
     "read_nequip_npz",
     "read_sevennet",
 ]

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from equipes import models
 from equipes.errors import InputError
-from equipes.foundation import fetch
+from equipes.foundation import fetch, mace, sevennet
 from equipes.foundation.nequip import read_nequip_npz
 from equipes.foundation.pickles import is_pickled
 from equipes.foundation.registry import published
 from equipes.models import Potential, adapted
 
-# What the program of a pickled file mentions, and the module of this room that then reads it.
-_PICKLED = {"mace.modules": "mace", "model_state_dict": "sevennet"}
+# What the program of a pickled file mentions, and what then reads it.
+_PICKLED: dict[str, Callable[[Path], Potential]] = {
+    "mace.modules": mace.read_checkpoint,
+    "model_state_dict": sevennet.read_checkpoint,
+}
 
 
 def load(
@@ -64,28 +65,31 @@ def locate(model: str | os.PathLike[str], *, report: Callable[[str], None] = fet
     return fetch.get(str(model), report=report)
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Potential:
+def read_checkpoint(path: str | os.PathLike[str], *, head: str | None = None) -> Potential:
     """A potential from a file of another package, whose kind is recognised by what is in it. Nothing of it is run.
 
     Checkpoints of SevenNet (`*.pth`) and MACE (`*.model`) are known, and weights of NequIP (`*.npz` with its
     configuration).
 
+    Args:
+        path: the file.
+        head: of a MACE with several, the one to use; its "Default" one if it has that.
+
     Raises:
-        InputError: the file is missing, damaged, or of none of these kinds.
+        InputError: the file is missing, damaged, or of none of these kinds; a head that it does not have.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         raise InputError(f"{path}: a file of equipes already; nothing to convert")
+    if head is not None and not is_pickled(path, "mace.modules"):
+        raise InputError(f"{path}: no checkpoint of MACE, so a head ({head}) means nothing; leave it out")
     if path.suffix == ".npz":
         return read_nequip_npz(path)
     for mention, reader in _PICKLED.items():
         if is_pickled(path, mention):
-            if find_spec(f"equipes.foundation.{reader}") is None:
-                raise InputError(f"{path}: this version of equipes does not read checkpoints of {reader}")
-            potential: Potential = import_module(f"equipes.foundation.{reader}").read_checkpoint(path)
-            return potential
+            return reader(path) if head is None else mace.read_checkpoint(path, head=head)
     raise InputError(
         f"{path}: no checkpoint of SevenNet (*.pth) or MACE (*.model), nor weights of NequIP (*.npz); it is damaged or "
         "of another kind"

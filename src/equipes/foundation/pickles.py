@@ -1,9 +1,9 @@
 """Reading the data in pickled torch files without running anything that is in them.
 
-A `.model` or `.pth` file that holds a pickled Python object is a program: `pickle` and `torch.load(weights_only=False)`
-run it. Here the program is interpreted by a machine that has no instruction for running anything: a call of any function
-or class of the file becomes a `Record` of its name and arguments. Only tensors, sets and ordered dictionaries are
-built. What the file makes us hold in memory is bounded by the file's own size.
+A `.model` or `.pth` file with a pickled Python object is a program: `pickle` and `torch.load` without `weights_only`
+run it. Here the program is interpreted by a machine that has no instruction for running anything: a call of any
+function or class in the file becomes a `Record` of its name and arguments. Only tensors, sets and ordered dictionaries
+are built. What the file makes us hold in memory is bounded by the file's own size.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Record:
         return f"Record({self.name.module}.{self.name.name})"
 
 
-class _Malformed(ValueError):
+class _MalformedError(ValueError):
     """The program makes no sense; the message says why."""
 
 
@@ -104,7 +104,7 @@ def read_pickled(path: str | os.PathLike[str]) -> Any:
     with _Archive(path) as archive:
         try:
             return _Machine(archive.tensor_storage).run(archive.program)
-        except _Malformed as error:
+        except _MalformedError as error:
             raise InputError(
                 f"{path}: {error}; the file is damaged or not what it claims, fetch it again"
             ) from error
@@ -173,13 +173,13 @@ class _Archive:
         if key not in self._storages:
             content = bytearray(self._zip.read(f"{self._root}/data/{key}"))
             if len(content) % dtype.itemsize:
-                raise _Malformed(f"the storage {key!r} has no whole number of {dtype} values")
+                raise _MalformedError(f"the storage {key!r} has no whole number of {dtype} values")
             self._storages[key] = (
                 torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
             )
         storage = self._storages[key]
         if storage.dtype != dtype:
-            raise _Malformed(f"the storage {key!r} is used as {storage.dtype} and as {dtype}")
+            raise _MalformedError(f"the storage {key!r} is used as {storage.dtype} and as {dtype}")
         return storage
 
 
@@ -209,20 +209,20 @@ class _Machine:
                 elif opcode.name in _INSTRUCTIONS:
                     _INSTRUCTIONS[opcode.name](self, argument)
                 elif opcode.name not in ("PROTO", "FRAME"):
-                    raise _Malformed(
+                    raise _MalformedError(
                         f"its program has the instruction {opcode.name}, which torch.save never writes"
                     )
-        except _Malformed:
+        except _MalformedError:
             raise
         except (IndexError, TypeError, AttributeError, UnicodeError) as error:
-            raise _Malformed(f"its program makes no sense ({error})") from error
-        raise _Malformed("its program has no end")
+            raise _MalformedError(f"its program makes no sense ({error})") from error
+        raise _MalformedError("its program has no end")
 
     # The stack
 
     def _pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
-            raise _Malformed("its program takes from an empty stack")
+            raise _MalformedError("its program takes from an empty stack")
         return self.stack.pop()
 
     def _pop_to_mark(self) -> list[Any]:
@@ -230,13 +230,13 @@ class _Machine:
         while self.stack and self.stack[-1] is not _MARK:
             items.append(self.stack.pop())
         if not self.stack:
-            raise _Malformed("its program takes from an empty stack")
+            raise _MalformedError("its program takes from an empty stack")
         self.stack.pop()
         return items[::-1]
 
     def _top(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
-            raise _Malformed("its program takes from an empty stack")
+            raise _MalformedError("its program takes from an empty stack")
         return self.stack[-1]
 
     def mark(self, _: Any) -> None:
@@ -253,7 +253,7 @@ class _Machine:
 
     def get(self, index: int) -> None:
         if index not in self.memo:
-            raise _Malformed("its program refers to something that it never made")
+            raise _MalformedError("its program refers to something that it never made")
         self.stack.append(self.memo[index])
 
     def tuple_of(self, count: int) -> None:
@@ -278,12 +278,12 @@ class _Machine:
         elif isinstance(target, list):
             target += items
         else:
-            raise _Malformed("its program appends to something that is no list")
+            raise _MalformedError("its program appends to something that is no list")
 
     def add_items(self, _: Any) -> None:
         items, target = self._pop_to_mark(), self._top()
         if not isinstance(target, set):
-            raise _Malformed("its program adds to something that is no set")
+            raise _MalformedError("its program adds to something that is no set")
         target.update(_keys(items))
 
     def set_item(self, _: Any) -> None:
@@ -297,14 +297,14 @@ class _Machine:
         target = self._top()
         keys, values = items[::2], items[1::2]
         if len(keys) != len(values):
-            raise _Malformed("its program sets a key without a value")
+            raise _MalformedError("its program sets a key without a value")
         pairs = zip(keys, values, strict=True)
         if isinstance(target, Record):
             target.items += list(pairs)
         elif isinstance(target, dict):
             target.update(zip(_keys(keys), values, strict=True))
         else:
-            raise _Malformed("its program sets keys of something that is no dictionary")
+            raise _MalformedError("its program sets keys of something that is no dictionary")
 
     # Objects
 
@@ -315,13 +315,13 @@ class _Machine:
     def stack_name(self, _: Any) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise _Malformed("its program names a class by something that is no text")
+            raise _MalformedError("its program names a class by something that is no text")
         self.stack.append(Name(module, name))
 
     def call(self, _: Any) -> None:
         arguments, function = self._pop(), self._pop()
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
-            raise _Malformed("its program calls something that has no name")
+            raise _MalformedError("its program calls something that has no name")
         self.stack.append(self._make(function, arguments))
 
     def call_with_keywords(self, _: Any) -> None:
@@ -335,15 +335,15 @@ class _Machine:
         if isinstance(target, Record):
             target.state = state
         elif not isinstance(target, OrderedDict | Tensor):  # whose extra attributes nobody needs
-            raise _Malformed("its program gives a state to something that has none")
+            raise _MalformedError("its program gives a state to something that has none")
 
     def persistent(self, _: Any) -> None:
         identity = self._pop()
         if not (isinstance(identity, tuple) and len(identity) == 5 and identity[0] == "storage"):
-            raise _Malformed("its program refers to something outside that is no storage of a tensor")
+            raise _MalformedError("its program refers to something outside that is no storage of a tensor")
         _, kind, key, _, _ = identity
         if not isinstance(kind, Name) or kind.name not in _STORAGES or not isinstance(key, str):
-            raise _Malformed(f"a tensor of unknown kind {getattr(kind, 'name', kind)!r}")
+            raise _MalformedError(f"a tensor of unknown kind {getattr(kind, 'name', kind)!r}")
         self.stack.append(self.tensor_storage(key, _STORAGES[kind.name]))
 
     def _make(self, function: Name, arguments: tuple[Any, ...]) -> Any:
@@ -357,7 +357,7 @@ def _keys(items: Iterable[Any]) -> list[Any]:
     for item in result:
         parts = item if isinstance(item, tuple) else (item,)
         if not all(isinstance(part, _SIMPLE_KEYS) for part in parts):
-            raise _Malformed(f"a dictionary or set with a key of type {type(item).__name__}")
+            raise _MalformedError(f"a dictionary or set with a key of type {type(item).__name__}")
     return result
 
 
@@ -365,15 +365,15 @@ def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
     """A view of a storage, if it lies inside and repeats nothing."""
     numbers = (offset, *size, *stride)
     if not isinstance(storage, Tensor) or len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
-        raise _Malformed("a tensor without numbers, or of too many dimensions")
+        raise _MalformedError("a tensor without numbers, or of too many dimensions")
     if not all(type(number) is int and 0 <= number < _MAX_NUMBERS for number in numbers):
-        raise _Malformed("a tensor that does not lie in its storage")
+        raise _MalformedError("a tensor that does not lie in its storage")
     count, last = 1, offset
     for extent, step in zip(size, stride, strict=True):
         count *= extent
         last += (extent - 1) * step
     if count and (last >= storage.numel() or count > storage.numel()):
-        raise _Malformed("a tensor that does not lie in its storage")
+        raise _MalformedError("a tensor that does not lie in its storage")
     return torch.as_strided(storage, size, stride, offset) if count else storage.new_empty(size)
 
 
@@ -383,14 +383,14 @@ def _parameter(tensor: Any, *_: Any) -> Any:
 
 def _ordered_dict(*arguments: Any) -> OrderedDict[Any, Any]:
     if arguments not in ((), ([],), ((),)):
-        raise _Malformed("an ordered dictionary made of something else")
+        raise _MalformedError("an ordered dictionary made of something else")
     return OrderedDict()
 
 
 def _set_of(*arguments: Any) -> set[Any]:
     items = arguments[0] if arguments else ()
     if not isinstance(items, list | tuple):
-        raise _Malformed("a set made of something else")
+        raise _MalformedError("a set made of something else")
     return set(_keys(items))
 
 

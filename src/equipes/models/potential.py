@@ -51,8 +51,8 @@ class Architecture(nn.Module):
     Attributes:
         r_max: the distance beyond which atoms do not see each other, Å.
         EXACT: names of parameters that stay float64 whatever the number type of the network.
-        PER_SPECIES: names of parameters that are tables of the species, and the dimension that the species run along;
-            without any, the model cannot be cut to some of its species.
+        PER_SPECIES: names of parameters that are tables of the species (`*` for any part of a name), and the dimension
+            that the species run along; without any, the model cannot be cut to some of its species.
     """
 
     EXACT: ClassVar[tuple[str, ...]] = ()

@@ -10,11 +10,22 @@ import torch
 from ase.data import atomic_numbers
 
 from equipes.errors import InputError
+from equipes.models.ani import ANI
+from equipes.models.mace import MACE
 from equipes.models.nequip import NequIP
+from equipes.models.physnet import PhysNet
 from equipes.models.potential import Architecture, Potential
+from equipes.models.schnet import SchNet
 from equipes.models.sevennet import SevenNet
 
-ARCHITECTURES: dict[str, type[Architecture]] = {"nequip": NequIP, "sevennet": SevenNet}
+ARCHITECTURES: dict[str, type[Architecture]] = {
+    "nequip": NequIP,
+    "mace": MACE,
+    "sevennet": SevenNet,
+    "schnet": SchNet,
+    "physnet": PhysNet,
+    "ani": ANI,
+}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 

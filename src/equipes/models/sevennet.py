@@ -45,7 +45,7 @@ class InteractionBlock(nn.Module):
         self.form = MessagePassingForm(irreps_in, l_max, self.gate.irreps_in.irreps, parity=1)
         self.linear_1 = Linear(irreps_in, irreps_in, n_modalities)
         self.radial_network = ScalarMLP(
-            radial_layers[0], radial_layers[1:], self.form.n_weights, gain=SILU_SCALE**2
+            radial_layers[0], radial_layers[1:], self.form.n_weights, activation_scale=SILU_SCALE
         )
         self.denominator = denominator
         self.linear_2 = Linear(self.form.irreps_out, self.gate.irreps_in, n_modalities)

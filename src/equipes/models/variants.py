@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -31,13 +32,15 @@ def choose_modality(potential: Potential, modality: str) -> Potential:
     Raises:
         InputError: it does not know this one, or has but one.
     """
-    known = potential.hyperparameters.get("modalities", ())
+    # The heads of a MACE are the same by another name.
+    key, names = ("head", "heads") if "heads" in potential.hyperparameters else ("modality", "modalities")
+    known = potential.hyperparameters.get(names, ())
     if modality not in known:
         what = (
             f"it has {', '.join(known)}" if known else "it was trained on one kind of reference calculation"
         )
         raise InputError(f"the potential has no modality '{modality}'; {what}")
-    hyperparameters = potential.hyperparameters | {"modality": modality}
+    hyperparameters = potential.hyperparameters | {key: modality}
     return _rebuilt(potential, potential.species, hyperparameters, potential.model.state_dict())
 
 
@@ -56,10 +59,12 @@ def keep_species(potential: Potential, species: Sequence[str]) -> Potential:
     if not tables:
         raise InputError(f"a {potential.architecture} potential cannot be cut to some of its elements")
     kept = torch.tensor([potential.species.index(symbol) for symbol in species])
-    weights = {
-        name: tensor.index_select(tables[name], kept.to(tensor.device)) if name in tables else tensor
-        for name, tensor in potential.model.state_dict().items()
-    }
+    weights = {}
+    for name, tensor in potential.model.state_dict().items():
+        dimension = next((tables[pattern] for pattern in tables if fnmatchcase(name, pattern)), None)
+        weights[name] = (
+            tensor if dimension is None else tensor.index_select(dimension, kept.to(tensor.device))
+        )
     gone = set(potential.species) - set(species)
     hyperparameters = _without(potential.hyperparameters, gone) | potential.model.fixed_hyperparameters()
     return _rebuilt(potential, species, hyperparameters, weights)

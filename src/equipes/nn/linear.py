@@ -67,12 +67,16 @@ class SpeciesLinear(nn.Module):
     """The self-connection: x ⊗ a, of features with the embedding a of the atom's own species, to each equal irrep.
 
     `s[w] = Σ_uv x[u] a[v] W[u,v,w] / √(F·A)` with F channels of that irrep and A embedding channels. Since a depends on
-    the species only, W contracted with it is one matrix per species, and atoms of a species share one product.
+    the species only, W contracted with it is one matrix per species, and atoms of a species share one product. With
+    `fan_in` another number takes the place of A in the root.
     """
 
-    def __init__(self, irreps_in: Irreps, n_attributes: int, irreps_out: Irreps) -> None:
+    def __init__(
+        self, irreps_in: Irreps, n_attributes: int, irreps_out: Irreps, fan_in: int | None = None
+    ) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
+        self.fan_in = n_attributes if fan_in is None else fan_in
         self.weights = nn.ParameterDict(
             {
                 str(irrep): nn.Parameter(torch.randn(irreps_in.multiplicity(irrep), n_attributes, mul))
@@ -80,18 +84,21 @@ class SpeciesLinear(nn.Module):
             }
         )
 
-    def forward(self, x: Tensor, embedding: Tensor, groups: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None, groups: Sequence[Tensor]) -> Tensor:
         """`[N, irreps_in.dim]` -> `[N, irreps_out.dim]`.
 
         Args:
             x: features.
-            embedding: `[n_species, A]`.
+            embedding: `[n_species, A]`; None is one-hot, A = n_species.
             groups: for each species, the atoms of it.
         """
         matrices = {}
         for name, weight in self.weights.items():
-            n_in, n_attributes, _ = weight.shape
-            matrices[name] = torch.einsum("sv,uvw->suw", embedding / math.sqrt(n_in * n_attributes), weight)
+            scale = math.sqrt(weight.shape[0] * self.fan_in)
+            if embedding is None:
+                matrices[name] = weight.transpose(0, 1) / scale
+            else:
+                matrices[name] = torch.einsum("sv,uvw->suw", embedding / scale, weight)
         result = x.new_zeros(x.shape[0], self.irreps_out.dim)
         for species, atoms in enumerate(groups):
             if len(atoms) == 0:

@@ -8,31 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+
+from equipes.training.architectures import AnyModelConfig, ModelConfig, Section
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Size = int | float | list[int] | str
 """Frames of a split: their number, their fraction, their numbers (from 0), or a file that lists them."""
 
-PerSpecies = float | dict[str, float]
-
 Start = Annotated[float, Field(ge=0, lt=1)]
 Weight = NonNegativeFloat | Annotated[dict[Start, NonNegativeFloat], Field(min_length=1)]
 """A constant, or steps: `{0: 1, 0.75: 10}` means 1 at first, and 10 after three quarters of the budget."""
-
-
-class Section(BaseModel):
-    """Unknown keys are errors; numbers must be finite; a loaded config never changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class KeysConfig(Section):
@@ -92,44 +78,6 @@ class DataConfig(Section):
         return {False: "off", True: "error"}[value] if isinstance(value, bool) else value
 
 
-class ModelConfig(Section):
-    """The architecture and its hyperparameters."""
-
-    architecture: Literal["nequip"] = "nequip"
-    species: list[str] | None = Field(default=None, description="chemical symbols; null: those of the data")
-    dtype: Literal["float32", "float64"] = "float32"
-    r_max: PositiveFloat | None = Field(
-        default=None, description="cutoff, Å; null: 5, or more where neighbours are few"
-    )
-    num_layers: PositiveInt = 4
-    l_max: Annotated[int, Field(ge=0, le=6)] = 2
-    num_features: PositiveInt | list[PositiveInt] = Field(
-        default=32, description="channels of each l, one number or one per l"
-    )
-    parity: bool = True
-    num_bessels: PositiveInt = 8
-    bessel_trainable: bool = False
-    polynomial_cutoff_p: Annotated[int, Field(ge=2)] = 6
-    radial_mlp_depth: PositiveInt = 2
-    radial_mlp_width: PositiveInt = 64
-    readout_mlp_hidden_layers_depth: Annotated[int, Field(ge=0)] = 0
-    readout_mlp_hidden_layers_width: PositiveInt | None = None
-    type_embed_num_features: PositiveInt | None = None
-    avg_num_neighbors: PerSpecies | None = Field(
-        default=None, description="null: measured on the training frames"
-    )
-    per_type_energy_scales: PerSpecies | None = Field(
-        default=None, description="eV; null: rms of the training forces times 1 Å"
-    )
-    per_type_energy_shifts: PerSpecies | None = Field(
-        default=None, description="eV; null: the reference energies"
-    )
-    per_type_energy_scales_trainable: bool = False
-    per_type_energy_shifts_trainable: bool = False
-    per_edge_type_cutoff: dict[str, float | dict[str, float]] | None = None
-    zbl: bool = False
-
-
 class TrainConfig(Section):
     """How the model is fitted."""
 
@@ -158,7 +106,7 @@ class TrainConfig(Section):
     plateau_patience: PositiveInt = Field(
         default=25, description="validations without improvement before `plateau` acts"
     )
-    loss: Literal["mse", "huber"] = "mse"
+    loss: Literal["mse", "mae", "huber"] = "mae"
     huber_delta: PositiveFloat = Field(
         default=0.1, description="where Huber turns linear, in units of the training forces rms"
     )
@@ -189,5 +137,5 @@ class Config(Section):
     """A whole training."""
 
     data: DataConfig
-    model: ModelConfig = ModelConfig()
+    model: AnyModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -17,10 +18,11 @@ def average_of(model: Model) -> Model:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    """`average += (1 - d) (model - average)` with d = min(decay, (1 + step) / (10 + step)).
+def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], step: int, decay: float) -> None:
+    """`average += (1 - d) (weights - average)` with d = min(decay, (1 + step) / (10 + step)).
 
-    The decay grows with the step, so that the average forgets the random start instead of being biased by it.
+    The decay grows with the step, so that the average forgets the random start instead of being biased by it. Tensors
+    are given rather than models, whose lists of parameters take longer to collect than to average.
     """
     decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    torch._foreach_lerp_(list(average), list(weights), 1 - decay)

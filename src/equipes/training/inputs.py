@@ -141,6 +141,10 @@ def prepare(config: Config, splits: Splits) -> Prepared:
         # An element that the model shall know but no frame has: nothing is known of it but a number is needed.
         "per_type_energy_shifts": {symbol: references.values.get(symbol, 0.0) for symbol in species},
     }
+    # SevenNet's and MACE's names for the same.
+    model["denominator"] = model["avg_num_neighbors"]
+    model["atomic_inter_scale"] = model["per_type_energy_scales"]
+    model["atomic_energies"] = model["per_type_energy_shifts"]
     batch_size = config.train.batch_size or _batch_size(train)
     has_stress = any(frame.stress is not None for frame in splits.train)
     steps_per_pass = math.ceil(len(train) / batch_size)
@@ -170,8 +174,8 @@ def prepare(config: Config, splits: Splits) -> Prepared:
 
 
 def _filled(section: Any, values: dict[str, Any]) -> Any:
-    """The section with `values` where it has `None`."""
-    return section.model_copy(update={k: v for k, v in values.items() if getattr(section, k) is None})
+    """The section with `values` where it has `None`; what it does not have stays out."""
+    return section.model_copy(update={k: v for k, v in values.items() if getattr(section, k, v) is None})
 
 
 def _read(paths: str | list[str], data: DataConfig) -> list[Frame]:

@@ -7,14 +7,15 @@ import glob
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from equipes.errors import InputError
 from equipes.files import atomic_write
-from equipes.training.config import Config, ModelConfig
+from equipes.training.architectures import MODEL_CONFIGS, ModelConfig
+from equipes.training.config import Config
 
 SECTIONS = tuple(Config.model_fields)
 OVERRIDES = "command line"
@@ -92,7 +93,7 @@ def _refuse_hydra(tree: Any, source: str) -> None:
         raise InputError(
             f"{source}: this is a config of the NequIP package (it has `_target_` keys), which names Python objects to "
             "build; write the three sections instead: `data: {train: FILE, n_train: 950, n_val: 50}`, "
-            "`model: {r_max: 5.0, num_layers: 4, l_max: 2, num_features: 32}`, `train: {max_minutes: 30}`"
+            "`model: {r_max: 5.0, num_layers: 4, l_max: 3, num_features: 32}`, `train: {max_minutes: 30}`"
         )
 
 
@@ -140,7 +141,11 @@ def _full_key(key: str) -> str:
     first = key.split(".")[0]
     if first in SECTIONS:
         return key
-    homes = [section for section in SECTIONS if first in _model_in(Config, section).model_fields]
+    homes = [
+        section
+        for section in SECTIONS
+        if any(first in model.model_fields for model in _models_in(Config, section))
+    ]
     if len(homes) == 1:
         return f"{homes[0]}.{key}"
     raise InputError(f"{OVERRIDES}: {key} is not a known key{_nearest(first, ())}")
@@ -158,6 +163,10 @@ def _first_mistake(error: ValidationError) -> str:
     key = ".".join(place)
     if mistake["type"] == "extra_forbidden":
         return f"{key} is not a known key{_nearest(place[-1], place[:-1])}"
+    if mistake["type"] == "union_tag_invalid":
+        return (
+            f"{key}.architecture: {mistake['ctx']['tag']!r} is not known; known: {', '.join(MODEL_CONFIGS)}"
+        )
     if mistake["type"] == "missing":
         return f"{key} is missing; set it, for example {_EXAMPLES.get(key, key + ': …')}"
     message = mistake["msg"][0].lower() + mistake["msg"][1:]
@@ -185,7 +194,7 @@ _EXAMPLES = {"data": "data: {train: frames.xyz}", "data.train": "data: {train: f
 def _is_union_branch(part: object) -> bool:
     """Pydantic puts the name of the union member it tried into the location: `constrained-float`, `dict[…]`, `int`."""
     text = str(part)
-    return text in {"int", "float", "str", "bool"} or "[" in text or "-" in text
+    return text in {"int", "float", "str", "bool", *MODEL_CONFIGS} or "[" in text or "-" in text
 
 
 def _nearest(word: str, section: Sequence[str]) -> str:
@@ -210,19 +219,16 @@ def _nearest(word: str, section: Sequence[str]) -> str:
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name in model.model_fields:
         yield prefix + name
-        inner = _model_in(model, name, missing=None)
-        if inner is not None:
+        for inner in _models_in(model, name):
             yield from _keys(inner, f"{prefix}{name}.")
 
 
-def _model_in(model: type[BaseModel], name: str, missing: Any = TypeError) -> Any:
-    """The section that a field holds, also where it may be `None`."""
+def _models_in(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """The sections that a field may hold: none, one, or one for each architecture."""
     annotation = model.model_fields[name].annotation
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    for option in options:
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return missing
+    plain = [get_args(option)[0] if get_origin(option) is Annotated else option for option in options]
+    return [option for option in plain if isinstance(option, type) and issubclass(option, BaseModel)]
 
 
 def _resolve_paths(config: Config, path: Path) -> Config:

@@ -12,6 +12,7 @@ the mean over the labels that exist: over the joint batch of all processes, not 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,7 +34,13 @@ class Predicted(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """Square or Huber residuals, summed per term; `scale` is the training forces rms in eV/Å."""
+    """Residuals summed per term: squares ("mse"), absolute values ("mae") or Huber's mixture of both ("huber").
+
+    Of forces, "mae" takes the length of an atom's residual, which does not depend on how the axes lie, times √3 so that
+    it is as large as the sum of three components of the same rms.
+
+    `scale` is the training forces rms in eV/Å.
+    """
 
     kind: str = "mse"
     scale: float = 1.0
@@ -48,7 +55,11 @@ class Loss:
         total = self._sum((predicted.energy - batch.energy) * per_atom, batch.energy)
         terms = [total, torch.zeros_like(total), torch.zeros_like(total)]
         if predicted.forces is not None:
-            terms[1] = self._sum(predicted.forces - batch.forces, batch.forces)
+            residual = predicted.forces - batch.forces
+            if self.kind == "mae":
+                terms[1] = self._sum_lengths(residual, batch.forces)
+            else:
+                terms[1] = self._sum(residual, batch.forces)
         if predicted.virial is not None:
             # stress = -virial / volume: multiplied by the volume, nothing is divided by that of a molecule.
             volume = torch.linalg.det(batch.graph.cell).abs()[:, None, None]  # [S, 1, 1]
@@ -61,9 +72,18 @@ class Loss:
         residual = torch.where(label.isnan(), 0.0, residual) / self.scale
         if self.kind == "mse":
             return residual.square().sum()
+        if self.kind == "mae":
+            return residual.abs().sum()
         # Twice torch's definition, so that small residuals weigh what they weigh in "mse".
         zero = torch.zeros_like(residual)
         return 2 * torch.nn.functional.huber_loss(residual, zero, reduction="sum", delta=self.huber_delta)
+
+    def _sum_lengths(self, residual: Tensor, label: Tensor) -> Tensor:
+        residual = torch.where(label.isnan(), 0.0, residual) / self.scale  # [N, 3]
+        squares = residual.square().sum(1)
+        # The length has no gradient at zero; there it is made one of zero.
+        zero = squares == 0
+        return math.sqrt(3) * torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt()).sum()
 
 
 def label_counts(batch: LabelledGraph) -> Tensor:

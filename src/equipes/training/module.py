@@ -55,6 +55,11 @@ class TrainingModule(pl.LightningModule):
         self._loss_sum: Tensor | None = None
         self._unchecked: list[tuple[Tensor, Tensor, LabelledGraph]] = []
         self._trainable = [parameter for parameter in potential.parameters() if parameter.requires_grad]
+        self._averages = [
+            average
+            for average, parameter in zip(self.average.parameters(), potential.parameters(), strict=True)
+            if parameter.requires_grad
+        ]
 
     def configure_optimizers(self) -> Optimizer:
         self.optimizer = build_optimizer(self.potential, self.settings)
@@ -92,14 +97,15 @@ class TrainingModule(pl.LightningModule):
         sums = self.loss.sums(prediction, labelled)
         # DistributedDataParallel averages gradients over the processes; the loss is a sum over them.
         share = weighted_mean(sums, batch.joint_counts.to(sums.device), weights.to(sums.device))
-        self.zero_grad(set_to_none=True)
+        for parameter in self._trainable:
+            parameter.grad = None
         self.manual_backward(share * self.trainer.world_size)
         norm = torch.nn.utils.clip_grad_norm_(
             self._trainable, self.settings.gradient_clip or float("inf"), foreach=True
         )
         self._note(share.detach(), norm, labelled)
         optimizer.step()
-        update_average(self.average, self.potential, state.step, self.settings.ema_decay)
+        update_average(self._averages, self._trainable, state.step, self.settings.ema_decay)
         state.step += 1
         state.loss_steps += 1
 

@@ -64,3 +64,7 @@ class Budget:
         if self.seconds:
             by_time = max(seconds - before, 0.0) / max(self.seconds - before - after, 1e-9)
         return min(1.0, max(by_steps, by_time))
+
+    def is_short(self, seconds: float, after: float) -> bool:
+        """Whether a break of `after` seconds now would leave too little for the one that is kept for the end."""
+        return self.seconds is not None and seconds + 2 * after > self.seconds

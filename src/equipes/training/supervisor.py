@@ -58,6 +58,7 @@ class Supervisor(pl.Callback):
         self.metrics = MetricsFile(out / METRICS_FILE, COLUMNS)
         self.signal = 0
         self.reason = ""
+        self._short = False
         self._last_checkpoint = time.monotonic()
         self._previous_handlers: dict[int, Any] = {}
 
@@ -87,7 +88,9 @@ class Supervisor(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         save = self._agree(trainer, module)
         every = module.settings.validate_every or 1
-        if self._finished(module) or module.state.step % every == 0:
+        # So near the end only the last validation fits into the budget.
+        due = module.state.step % every == 0 and not self._short
+        if self._finished(module) or due:
             self._validate(trainer, module)
             save = True
         if save or self.signal:
@@ -109,11 +112,15 @@ class Supervisor(pl.Callback):
         )
         since = time.monotonic() - self._last_checkpoint
         due = since >= 60 * module.settings.checkpoint_every_minutes
+        self._short = self.budget.is_short(state.seconds, state.seconds_after)
         if trainer.world_size > 1:
-            facts = torch.tensor([state.progress, float(self.signal), float(due)], dtype=torch.float64)
+            facts = torch.tensor(
+                [state.progress, float(self.signal), float(due), float(self._short)], dtype=torch.float64
+            )
             facts = facts.to(module.device)
             torch.distributed.all_reduce(facts, op=torch.distributed.ReduceOp.MAX)
-            state.progress, self.signal, due = float(facts[0]), int(facts[1]), bool(facts[2])
+            state.progress, self.signal = float(facts[0]), int(facts[1])
+            due, self._short = bool(facts[2]), bool(facts[3])
         return due
 
     def _finished(self, module: TrainingModule) -> bool:

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 import equipes
+from equipes.data import mean_neighbors
 from equipes.errors import InputError
 from equipes.files import atomic_write, new_directory
 from equipes.models import Potential, build, load
@@ -307,7 +308,7 @@ def _introduction(prepared: Prepared, potential: Potential) -> str:
     counts = f"{len(splits.train)} training, {len(splits.val)} validation"
     if splits.test:
         counts += f", {len(splits.test)} test"
-    shifts = model.per_type_energy_shifts
+    shifts = getattr(model, "per_type_energy_shifts", None) or getattr(model, "atomic_energies", None)
     energies = (
         ", ".join(f"{s} {e:.3f}" for s, e in shifts.items())
         if isinstance(shifts, dict)
@@ -322,7 +323,7 @@ def _introduction(prepared: Prepared, potential: Potential) -> str:
         )
         if value
     ]
-    neighbours = model.avg_num_neighbors
+    neighbours = getattr(model, "avg_num_neighbors", mean_neighbors(prepared.train.graphs))
     mean = (
         f"{neighbours:.1f} neighbours within"
         if isinstance(neighbours, float)

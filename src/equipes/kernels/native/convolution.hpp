@@ -12,6 +12,7 @@ namespace equipes {
 
 struct PathSpec {
   int block = 0, l2 = 0, l3 = 0, p3 = 0;
+  bool idle = false;  // what it makes cannot reach the energy
 };
 
 // What message passing of one layer reads and writes. Every vector has one entry for each block of features or messages.
@@ -52,7 +53,7 @@ class Convolution {
           group_.push_back(int(groups[s].size()));
           groups[s].push_back(irreps_in[path.block].multiplicity);
         }
-    for (std::size_t s = 0; s < irreps_out.size(); ++s) messages_.add(irreps_out[s], groups[s]);
+    for (std::size_t s = 0; s < irreps_out.size(); ++s) messages_.add(irreps_out[s], Channels<T>(groups[s]));
     for (std::size_t p = 0; p < paths.size(); ++p)
       for (int c = 0; c < width(int(p)); c += kTile<T>)
         tiles_.push_back({int(p), c, std::min(kTile<T>, width(int(p)) - c) / kLanes<T>});

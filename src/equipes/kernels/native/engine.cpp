@@ -33,6 +33,55 @@ int group_size(const std::vector<Irrep>& irreps, int l, int p) {
   return 0;
 }
 
+bool contains(const std::vector<Irrep>& irreps, const Irrep& kind) {
+  return std::any_of(irreps.begin(), irreps.end(), [&](const Irrep& irrep) { return irrep.same_kind(kind); });
+}
+
+// Marks what cannot reach the energy. The last layer makes scalars only, of which features with p = -(-1)^l know nothing;
+// so these need not be made in the layer before, nor what only they would have needed.
+void mark_idle(std::vector<LayerSpec>& layers) {
+  std::vector<Irrep> wanted = layers.back().scalars;
+  for (std::size_t k = layers.size(); k-- > 0;) {
+    LayerSpec& layer = layers[k];
+    const auto mark = [](std::vector<Irrep>& irreps, const std::vector<Irrep>& used) {
+      for (Irrep& irrep : irreps) irrep.idle = !contains(used, irrep);
+    };
+    mark(layer.scalars, wanted);
+    mark(layer.gated, wanted);
+    wanted.push_back({0, 0, 1});  // even scalars hold the gates
+    mark(layer.gate_in, wanted);
+    mark(layer.messages, wanted);
+    std::vector<Irrep> used;
+    for (PathSpec& path : layer.paths) {
+      path.idle = !contains(wanted, {0, path.l3, path.p3});
+      if (!path.idle) used.push_back(layer.irreps_in[path.block]);
+    }
+    if (layer.self_connection)
+      for (const Irrep& irrep : layer.irreps_in)
+        if (contains(wanted, irrep)) used.push_back(irrep);
+    mark(layer.irreps_in, used);
+    wanted = std::move(used);
+  }
+}
+
+std::vector<Irrep> busy(const std::vector<Irrep>& irreps) {
+  std::vector<Irrep> result;
+  std::copy_if(irreps.begin(), irreps.end(), std::back_inserter(result), [](const Irrep& irrep) { return !irrep.idle; });
+  return result;
+}
+
+// Paths that are not idle, with the blocks that they come from counted among those that are not.
+std::vector<PathSpec> busy_paths(const LayerSpec& layer) {
+  std::vector<PathSpec> result;
+  for (PathSpec path : layer.paths) {
+    if (path.idle) continue;
+    path.block = int(std::count_if(layer.irreps_in.begin(), layer.irreps_in.begin() + path.block,
+                                   [](const Irrep& irrep) { return !irrep.idle; }));
+    result.push_back(path);
+  }
+  return result;
+}
+
 }  // namespace
 
 // ---- Construction
@@ -51,62 +100,93 @@ std::vector<int> Engine<T>::add_network(Network<T>& network, int n_in, const std
   return indices;
 }
 
+// Parameters of idle features are counted, so that those after them are found; their gradients are zero.
+template <class T>
+typename Engine<T>::Layer Engine<T>::make_layer(const LayerSpec& stated) {
+  Layer layer;
+  for (const Irrep& irrep : busy(stated.irreps_in)) layer.in.add(irrep, Channels<T>({irrep.multiplicity}));
+  layer.convolution = Convolution<T>(busy(stated.irreps_in), busy_paths(stated), busy(stated.messages));
+  add_gate(stated, layer);
+
+  for (const Irrep& irrep : stated.irreps_in) {
+    const int block = layer.in.find(irrep);
+    const Channels<T> channels({irrep.multiplicity});
+    const int weight = add_weight(channels, channels, 1, irrep.idle);
+    if (!irrep.idle) layer.linear_1.push_back({block, block, weight});
+  }
+  std::vector<int> path_sizes;
+  std::vector<bool> path_idle;
+  for (const PathSpec& path : stated.paths) {
+    path_sizes.push_back(stated.irreps_in[path.block].multiplicity);
+    path_idle.push_back(path.idle);
+  }
+  layer.radial_weights =
+      add_network(layer.radial, spec_.n_roots, stated.radial_widths, Channels<T>(path_sizes, path_idle));
+  for (const Irrep& irrep : stated.gate_in) {
+    const int to = layer.gate_in.find(irrep), from = layer.convolution.messages().find(irrep);
+    const Channels<T> columns = gate_channels(stated, irrep);
+    if (irrep.idle) {
+      std::vector<int> rows;
+      for (const PathSpec& path : stated.paths)
+        if (path.l3 == irrep.l && path.p3 == irrep.p) rows.push_back(stated.irreps_in[path.block].multiplicity);
+      if (!rows.empty()) add_weight(Channels<T>(rows), columns, 1, true);
+    } else if (from < 0) {
+      layer.untouched.push_back(to);
+    } else {
+      layer.linear_2.push_back(
+          {from, to, add_weight(layer.convolution.messages().blocks[from].channels, columns)});
+    }
+  }
+  if (stated.self_connection)
+    for (const Irrep& irrep : stated.gate_in)
+      for (const Irrep& source : stated.irreps_in) {
+        if (!source.same_kind(irrep)) continue;
+        const int weight = add_weight(Channels<T>::dense(spec_.n_attributes), gate_channels(stated, irrep),
+                                      source.multiplicity, irrep.idle);
+        if (!irrep.idle) layer.self_connection.push_back({layer.in.find(irrep), layer.gate_in.find(irrep), weight});
+      }
+  return layer;
+}
+
+// Even scalars hold the gates of the other features beside themselves.
+template <class T>
+Channels<T> Engine<T>::gate_channels(const LayerSpec& stated, const Irrep& irrep) const {
+  std::vector<int> groups = {irrep.multiplicity};
+  std::vector<bool> idle = {irrep.idle};
+  if (irrep.l == 0 && irrep.p == 1) {
+    groups = {group_size(stated.scalars, 0, 1)};
+    idle = {false};
+    for (const Irrep& gated : stated.gated) {
+      groups.push_back(gated.multiplicity);
+      idle.push_back(gated.idle);
+    }
+  }
+  return Channels<T>(groups, idle);
+}
+
+template <class T>
+void Engine<T>::add_gate(const LayerSpec& stated, Layer& layer) const {
+  for (const Irrep& irrep : busy(stated.gate_in)) layer.gate_in.add(irrep, gate_channels(stated, irrep));
+  layer.scalars = layer.gate_in.find({0, 0, 1});
+  for (const Irrep& irrep : busy(stated.scalars)) {
+    layer.out.add(irrep, Channels<T>({irrep.multiplicity}));
+    layer.gate.push_back({irrep.p == 1 ? GateOutput::kSilu : GateOutput::kTanh, layer.gate_in.find(irrep), 0});
+  }
+  const std::vector<Irrep> gated = busy(stated.gated);
+  for (std::size_t g = 0; g < gated.size(); ++g) {
+    layer.out.add(gated[g], Channels<T>({gated[g].multiplicity}));
+    const int gate = layer.gate_in.blocks[layer.scalars].channels.start(int(g) + 1);
+    layer.gate.push_back({GateOutput::kGated, layer.gate_in.find(gated[g]), gate});
+  }
+}
+
 template <class T>
 Engine<T>::Engine(const ModelSpec& spec) : spec_(spec) {
   if (spec.l_max > kMaxL) throw std::invalid_argument("l_max is too large for the native kernels");
-  attributes_.add({spec.n_attributes, 0, 1}, {spec.n_attributes});
+  mark_idle(spec_.layers);
+  attributes_.add({spec.n_attributes, 0, 1}, Channels<T>({spec.n_attributes}));
   embedding_ = add_weight(Channels<T>::dense(spec.n_species), Channels<T>({spec.n_attributes}));
-  for (const LayerSpec& stated : spec.layers) {
-    Layer layer;
-    for (const Irrep& irrep : stated.irreps_in) layer.in.add(irrep, {irrep.multiplicity});
-    layer.convolution = Convolution<T>(stated.irreps_in, stated.paths, stated.messages);
-    for (const Irrep& irrep : stated.gate_in) {
-      std::vector<int> groups = {irrep.multiplicity};
-      if (irrep.l == 0 && irrep.p == 1) {
-        groups = {group_size(stated.scalars, 0, 1)};
-        for (const Irrep& gated : stated.gated) groups.push_back(gated.multiplicity);
-      }
-      layer.gate_in.add(irrep, groups);
-    }
-    layer.scalars = layer.gate_in.find({0, 0, 1});
-    for (const Irrep& irrep : stated.scalars) {
-      layer.out.add(irrep, {irrep.multiplicity});
-      layer.gate.push_back({irrep.p == 1 ? GateOutput::kSilu : GateOutput::kTanh, layer.gate_in.find(irrep), 0});
-    }
-    for (std::size_t g = 0; g < stated.gated.size(); ++g) {
-      layer.out.add(stated.gated[g], {stated.gated[g].multiplicity});
-      const int gate = layer.gate_in.blocks[layer.scalars].channels.start(int(g) + 1);
-      layer.gate.push_back({GateOutput::kGated, layer.gate_in.find(stated.gated[g]), gate});
-    }
-
-    for (std::size_t b = 0; b < layer.in.blocks.size(); ++b) {
-      const Channels<T>& channels = layer.in.blocks[b].channels;
-      layer.linear_1.push_back({int(b), int(b), add_weight(channels, channels)});
-    }
-    std::vector<int> path_sizes;
-    for (std::size_t p = 0; p < stated.paths.size(); ++p)
-      path_sizes.push_back(layer.convolution.input_of(int(p)).multiplicity);
-    layer.radial_weights = add_network(layer.radial, spec.n_roots, stated.radial_widths, Channels<T>(path_sizes));
-    for (std::size_t b = 0; b < layer.gate_in.blocks.size(); ++b) {
-      const Block<T>& out = layer.gate_in.blocks[b];
-      const int from = layer.convolution.messages().find(out.irrep);
-      if (from < 0)
-        layer.untouched.push_back(int(b));
-      else
-        layer.linear_2.push_back(
-            {from, int(b), add_weight(layer.convolution.messages().blocks[from].channels, out.channels)});
-    }
-    if (stated.self_connection)
-      for (std::size_t b = 0; b < layer.gate_in.blocks.size(); ++b) {
-        const Block<T>& out = layer.gate_in.blocks[b];
-        const int from = layer.in.find(out.irrep);
-        if (from >= 0)
-          layer.self_connection.push_back(
-              {from, int(b),
-               add_weight(Channels<T>::dense(spec.n_attributes), out.channels, layer.in.blocks[from].channels.count())});
-      }
-    layers_.push_back(std::move(layer));
-  }
+  for (const LayerSpec& stated : spec_.layers) layers_.push_back(make_layer(stated));
   const Features<T>& last = layers_.back().out;
   if (last.blocks.size() != 1 || last.blocks[0].irrep.l != 0)
     throw std::invalid_argument("the last layer must give even scalars only");
@@ -1063,6 +1143,7 @@ typename Engine<T>::Gradients Engine<T>::prepare_gradients(Pass& pass, int threa
   const Plan& plan = pass.plan;
   const std::int64_t atoms = plan.atoms, stride = pass.geometry.stride;
   Gradients targets;
+  for (int parameter : idle_) std::fill_n(static_cast<T*>(gradients[parameter]), sizes_[parameter], T(0));
   for (const Weight<T>& weight : weights_) {
     T* target = weight.copied() ? arena.take<T>(weight.size()) : static_cast<T*>(gradients[weight.parameter]);
     // These are written in parts or added to; all others are overwritten, unless there is nothing to do.

@@ -100,12 +100,18 @@ class Engine {
     T* x_change[2];  // changes of the features' cotangents, of one layer and the next
   };
 
-  int add_weight(Channels<T> rows, Channels<T> columns, int matrices = 1) {
+  // The weight's place in weights_, or -1 if it is idle.
+  int add_weight(Channels<T> rows, Channels<T> columns, int matrices = 1, bool idle = false) {
     Weight<T> weight{int(sizes_.size()), std::move(rows), std::move(columns), matrices};
     sizes_.push_back(std::int64_t(weight.matrices) * weight.rows.count() * weight.columns.count());
+    if (idle || weight.rows.partly_idle() || weight.columns.partly_idle()) idle_.push_back(weight.parameter);
+    if (idle) return -1;
     weights_.push_back(std::move(weight));
     return int(weights_.size()) - 1;
   }
+  Layer make_layer(const LayerSpec& stated);
+  Channels<T> gate_channels(const LayerSpec& stated, const Irrep& irrep) const;
+  void add_gate(const LayerSpec& stated, Layer& layer) const;
   std::vector<int> add_network(Network<T>& network, int n_in, const std::vector<int>& hidden, Channels<T> out);
 
   void linear(Team, const Pass&, const Layer&, const T* x, T* y, bool reverse) const;
@@ -160,6 +166,7 @@ class Engine {
   int embedding_ = 0;
   std::vector<Weight<T>> weights_;
   std::vector<std::int64_t> sizes_;
+  std::vector<int> idle_;  // parameters of which some or all elements cannot change the energy
   int scales_ = 0, shifts_ = 0, roots_ = 0;  // parameters
   std::shared_ptr<ArenaPool> arenas_ = std::make_shared<ArenaPool>();
 };

@@ -240,7 +240,7 @@ void Frozen<T>::add_layer(const FrozenLayerSpec& spec) {
   const int first_gate = int(groups.size());
   for (const Irrep& irrep : spec.gated) groups.push_back(irrep.multiplicity);
   for (const Irrep& irrep : spec.gate_in)
-    layer.z.add(irrep, irrep.same_kind(even) ? groups : std::vector<int>{irrep.multiplicity});
+    layer.z.add(irrep, Channels<T>(irrep.same_kind(even) ? groups : std::vector<int>{irrep.multiplicity}));
   layer.scalars = layer.z.find(even);
   require(layer.scalars >= 0 && layer.z.blocks[layer.scalars].channels.count() == spec.gate_in[layer.scalars].multiplicity,
           "the even scalars are not the scalars and gates");
@@ -252,13 +252,13 @@ void Frozen<T>::add_layer(const FrozenLayerSpec& spec) {
     const int source = layer.z.find(irrep);
     require(irrep.l == 0 && source >= 0, "the gate lacks a block");
     layer.gate.push_back({irrep.same_kind(odd) ? GateOutput::kTanh : GateOutput::kSilu, source, 0});
-    layer.out.add(irrep, {irrep.multiplicity});
+    layer.out.add(irrep, Channels<T>({irrep.multiplicity}));
   }
   for (std::size_t g = 0; g < spec.gated.size(); ++g) {
     const int source = layer.z.find(spec.gated[g]);
     require(source >= 0 && spec.gate_in[source].multiplicity == spec.gated[g].multiplicity, "the gate lacks a block");
     layer.gate.push_back({GateOutput::kGated, source, scalars.start(first_gate + int(g))});
-    layer.out.add(spec.gated[g], {spec.gated[g].multiplicity});
+    layer.out.add(spec.gated[g], Channels<T>({spec.gated[g].multiplicity}));
   }
   if (layers_.empty()) {
     layers_.push_back(std::move(layer));
@@ -277,7 +277,7 @@ void Frozen<T>::add_layer(const FrozenLayerSpec& spec) {
   };
   for (const FrozenMatrix& matrix : spec.linear_1) {
     const Block<T>& from = block(layer.in, matrix.from);
-    layer.hidden.add(from.irrep, {from.irrep.multiplicity});
+    layer.hidden.add(from.irrep, Channels<T>({from.irrep.multiplicity}));
     layer.linear_1.push_back(make_map(matrix, from.channels, from.channels));
     layer.linear_1.back().to = int(layer.hidden.blocks.size()) - 1;
   }

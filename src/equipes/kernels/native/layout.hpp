@@ -14,29 +14,38 @@ namespace equipes {
 
 struct Irrep {
   int multiplicity = 0, l = 0, p = 0;
+  bool idle = false;  // cannot reach the energy
   int components() const { return 2 * l + 1; }
   bool same_kind(const Irrep& other) const { return l == other.l && p == other.p; }
 };
 
 // Channels in groups that stay apart (scalars and gates, or the results of several paths). Each group is padded to whole
-// vectors, and the padding is always zero.
+// vectors, and the padding is always zero. Idle groups have a place in the parameters, but none in the engine.
 template <class T>
 class Channels {
  public:
   Channels() = default;
-  explicit Channels(std::vector<int> sizes) : sizes_(std::move(sizes)) {
-    for (int size : sizes_) {
-      starts_.push_back(width_);
-      real_starts_.push_back(count_);
-      count_ += size;
-      width_ += padded(size);
+  explicit Channels(const std::vector<int>& sizes, const std::vector<bool>& idle = {}) {
+    for (std::size_t g = 0; g < sizes.size(); ++g) {
+      if (idle.empty() || !idle[g]) {
+        sizes_.push_back(sizes[g]);
+        starts_.push_back(width_);
+        real_starts_.push_back(count_);
+        width_ += padded(sizes[g]);
+        direct_ = direct_ && padded(sizes[g]) == sizes[g];
+      } else {
+        direct_ = false;
+        partly_idle_ = true;
+      }
+      count_ += sizes[g];
     }
   }
 
   // One group without padding: rows that meet no features.
   static Channels dense(int size) {
-    Channels channels({size});
+    Channels channels(std::vector<int>{size});
     channels.width_ = size;
+    channels.direct_ = true;
     return channels;
   }
 
@@ -45,13 +54,15 @@ class Channels {
   int size(int group) const { return sizes_[group]; }
   int start(int group) const { return starts_[group]; }  // padded
   int real_start(int group) const { return real_starts_[group]; }
-  int count() const { return count_; }  // without padding
-  int width() const { return width_; }  // with padding
-  bool padded() const { return width_ != count_; }
+  int count() const { return count_; }  // of the parameters: without padding, with idle groups
+  int width() const { return width_; }  // of the engine: with padding, without idle groups
+  bool direct() const { return direct_; }  // whether both are the same
+  bool partly_idle() const { return partly_idle_; }
 
  private:
   std::vector<int> sizes_, starts_, real_starts_;
   int count_ = 0, width_ = 0;
+  bool direct_ = true, partly_idle_ = false;
 };
 
 // A block of features: rows of `width` channels, one for each component of each atom, `[atoms, 2l+1, width]`.
@@ -76,8 +87,8 @@ struct Features {
   std::vector<Block<T>> blocks;
   std::int64_t size = 0;  // elements of an atom
 
-  void add(Irrep irrep, std::vector<int> groups) {
-    blocks.push_back({irrep, Channels<T>(std::move(groups)), size});
+  void add(Irrep irrep, Channels<T> channels) {
+    blocks.push_back({irrep, std::move(channels), size});
     size += blocks.back().size();
   }
   int find(const Irrep& kind) const {
@@ -87,7 +98,8 @@ struct Features {
   }
 };
 
-// A parameter used as `matrices` matrices [rows, columns]. Where rows or columns are padded, the engine works on a copy.
+// A parameter used as `matrices` matrices [rows, columns]. Where rows or columns are padded or some are idle, the engine
+// works on a copy.
 template <class T>
 struct Weight {
   int parameter = 0;
@@ -106,7 +118,7 @@ struct Weight {
     for_runs([&](std::int64_t from, std::int64_t to, int n) { std::copy_n(matrices_ + from, n, parameter + to); });
   }
 
-  bool copied() const { return rows.padded() || columns.padded(); }
+  bool copied() const { return !rows.direct() || !columns.direct(); }
   std::int64_t matrix_size() const { return std::int64_t(rows.width()) * columns.width(); }
   std::int64_t size() const { return matrices * matrix_size(); }
 

@@ -19,7 +19,7 @@ class MessagePassing {
         n_harmonics_((l_max + 1) * (l_max + 1)) {
     if (l_max > kMaxL) throw std::invalid_argument("l_max is too large for the native kernels");
     for (const Irrep& irrep : irreps_in_) {
-      in_.add(irrep, {irrep.multiplicity});
+      in_.add(irrep, Channels<T>({irrep.multiplicity}));
       in_dim_ += irrep.components() * irrep.multiplicity;
     }
     for (std::size_t p = 0; p < paths.size(); ++p) {

@@ -1,0 +1,29 @@
+"""How well potentials do on what others have measured or calculated, beside what others have published.
+
+Molecules are trained on first, under a budget; crystals are asked of a potential that is there.
+"""
+
+from __future__ import annotations
+
+from equipes.benchmark.cases import Case, HeldOut, molecule_frames, rmd17_case, temperature_case
+from equipes.benchmark.crystals import CRYSTALS, Crystal, CrystalResult, crystal_benchmark
+from equipes.benchmark.runs import BenchmarkSettings, Row, run
+from equipes.benchmark.tables import markdown, published, write_results
+
+__all__ = [
+    "CRYSTALS",
+    "BenchmarkSettings",
+    "Case",
+    "Crystal",
+    "CrystalResult",
+    "HeldOut",
+    "Row",
+    "crystal_benchmark",
+    "markdown",
+    "molecule_frames",
+    "published",
+    "rmd17_case",
+    "run",
+    "temperature_case",
+    "write_results",
+]

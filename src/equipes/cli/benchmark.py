@@ -1,0 +1,19 @@
+"""`equipes benchmark`: comparisons with what others have published."""
+
+from __future__ import annotations
+
+import typer
+
+from equipes.cli.crystals import crystals
+from equipes.cli.molecules import acac, rmd17, three_bpa
+
+benchmark = typer.Typer(no_args_is_help=True, help="Compare with what others have measured or calculated.")
+benchmark.command()(rmd17)
+benchmark.command()(acac)
+benchmark.command("3bpa")(three_bpa)
+benchmark.command()(crystals)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(benchmark, name="benchmark")
