@@ -5,8 +5,8 @@
 #     bash tests/sanitizers.sh thread          one of them: address, undefined or thread
 #
 # PYTHON (python3) must have torch, nanobind and what the tests need. BUILD (build/sanitizers) takes the builds, which keep
-# a core busy for a while; SETS (the best instruction set that runs here) and MAX_L (4) choose what is built, and
-# TESTS which files are run; PYTEST_ARGS is handed on.
+# a core busy for a while; SETS (the best instruction set that runs here) and MAX_L (4) choose what is built, TESTS which
+# files are run; PYTEST_ARGS is handed on.
 #
 # OpenMP's runtime is not instrumented: ThreadSanitizer would not see that it starts threads before they work and waits for
 # them afterwards. It gets a build in which std::thread does that; the barriers in between are the same ones (team.hpp).
@@ -25,8 +25,8 @@ check() {
     local folder=$build/$1
     printf '\n== %s: building %s in %s\n' "$1" "$sets" "$folder"
     # Not "Release", of which nanobind takes the names of functions away.
-    cmake -S "$root" -B "$folder" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE="$python" -DEQUIPES_SANITIZE="$2" -DEQUIPES_OPENMP="$3" \
-        -DEQUIPES_INSTRUCTION_SETS="$sets" -DEQUIPES_MAX_L="${MAX_L:-}" \
+    cmake -S "$root" -B "$folder" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE="$python" \
+        -DEQUIPES_SANITIZE="$2" -DEQUIPES_OPENMP="$3" -DEQUIPES_INSTRUCTION_SETS="$sets" -DEQUIPES_MAX_L="${MAX_L:-}" \
         -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$folder/lib" >"$folder.cmake.log" 2>&1 || { cat "$folder.cmake.log"; exit 1; }
     cmake --build "$folder" --parallel "${JOBS:-1}" >"$folder.build.log" 2>&1 || { tail -n 30 "$folder.build.log"; exit 1; }
     # A package of its own, so that no other build is imported.
