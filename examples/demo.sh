@@ -40,6 +40,13 @@ title "5. How good is it? 200 frames that it has not seen, beside the error of k
 run equipes evaluate "$out/run/model.safetensors" $data/ethanol_test.npz --units $units \
     --report "$out/report.html" --json "$out/errors.json" --md "$out/md" --overwrite
 
+title "6. Without any training: silicon by a published universal potential, which is fetched once"
+if run equipes models get 7net-0; then
+    run equipes relax 7net-0 examples/silicon.vasp --out "$out/silicon.xyz" --overwrite
+else
+    echo "It could not be fetched; with a network, \`equipes models get 7net-0\` does it."
+fi
+
 title "Done in $((SECONDS - start)) s. What there is now:"
 cat <<END
   $out/report.html            the report; open it in a browser
@@ -48,5 +55,6 @@ cat <<END
   $out/run/metrics.csv        the learning curves
   $out/errors.json            the errors, for a program
   $out/relaxed.xyz            the relaxed molecule
+  $out/silicon.xyz            the relaxed crystal, where the universal potential was fetched
   $out/md/                    trajectory, energies and temperatures, plot
 END

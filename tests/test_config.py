@@ -208,7 +208,7 @@ def test_keys_of_other_architectures(file: Path) -> None:
         ("model.max_ell=9", r"model\.max_ell: input should be less than or equal to 6"),
         (
             "model.architecture=gemnet",
-            "model.architecture: 'gemnet' is not known; known: nequip, mace, schnet",
+            "model.architecture: 'gemnet' is not known; known: nequip, mace, sevennet",
         ),
     ):
         with pytest.raises(InputError, match=message):

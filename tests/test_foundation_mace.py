@@ -245,6 +245,14 @@ def test_hostile_programs_do_nothing(case: str, tmp_path: Path, monkeypatch: pyt
     assert not {name for name in set(sys.modules) - modules if name.startswith(("mace", "e3nn"))}
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("tensor")])
+def test_tensors_lie_in_their_storage(case: str, tmp_path: Path) -> None:
+    """None is made that is larger than the numbers in the file, whoever would use it."""
+    path = written(tmp_path / "tensor.pt", hostile(tmp_path)[case])
+    with pytest.raises(InputError, match="a tensor that does not lie in its storage"):
+        pickles.read_pickled(path)
+
+
 def test_the_hostile_programs_are_hostile(tmp_path: Path) -> None:
     """pickle, which would be the obvious way of reading, runs them."""
     for case in ("write", "write 4", "evaluate", "open", "system", "in a dict"):

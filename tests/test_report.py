@@ -416,9 +416,9 @@ def test_names_from_data_cannot_break_the_page(tmp_path: Path) -> None:
 
 def test_vendored_scripts_cannot_end_their_element_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        page_module, "_text", lambda name: "a='</script>';b='</SCRIPT>';c='<!--';d='</style>'"
+        page_module, "asset_text", lambda name: "a='</script>';b='</SCRIPT>';c='<!--';d='</style>'"
     )
-    assert page_module._asset("any.js") == r"a='<\/script>';b='<\/SCRIPT>';c='<\!--';d='<\/style>'"
+    assert page_module.inline_asset("any.js") == r"a='<\/script>';b='<\/SCRIPT>';c='<\!--';d='<\/style>'"
 
 
 def test_a_report_is_not_overwritten_by_accident(tmp_path: Path, md_csv: Path) -> None:

@@ -158,3 +158,39 @@ def test_an_attempt_to_fetch_something_is_noticed(opened: Callable[..., Opened])
     page = opened("new Image().src = 'http://127.0.0.1:9/pixel.png';")
     assert page.says("errors") == "1"
     assert page.says("last-error") == "img-src: http://127.0.0.1:9/pixel.png"
+
+
+def test_the_page_of_a_workflow_opens_and_its_slider_moves_along_the_path(
+    browser: str, tmp_path: Path
+) -> None:
+    from matplotlib.figure import Figure
+
+    from equipes.report.workflow import write_workflow_page
+    from equipes.simulate.results import Check, Provenance
+
+    images = [frame.atoms for frame in read_frames(DATA / "hafnia.xyz")[:2]]
+    for number, atoms in enumerate(images):
+        atoms.info = {"label": f"image {number} </script>"}
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    page = tmp_path / "page.html"
+    write_workflow_page(
+        page,
+        title="hop <b>",
+        subtitle="",
+        rows=[("barrier", "0.5 eV")],
+        figures={"the path": figure},
+        structures=images,
+        provenance=Provenance("A method.", ("A. Author (2026)",), (Check("mesh", 0.2, 0.1),), ("beware",)),
+    )
+    moved = """const slider = document.getElementById("image"); slider.value = 1;
+    slider.dispatchEvent(new Event("input"));"""
+    text = page.read_text().replace("</body>", f"<script>{moved}</script></body>")
+    page.write_text(text)
+    command = [browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+    shown = Opened(dom)
+    assert (shown.says("report"), shown.says("errors"), shown.says("scene")) == ("ready", "0", "drawn")
+    assert "image 1 &lt;/script&gt;" in dom
+    assert "NOT converged" in dom and "A. Author" in dom and "beware" in dom
+    assert "hop &lt;b&gt;" in dom

@@ -6,7 +6,7 @@ import ase
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
@@ -222,3 +222,40 @@ def test_the_summary_is_plain() -> None:
     summary = relax(bulk("Cu", a=3.6), EMT()).summary()
     assert json.loads(json.dumps(summary)) == summary
     assert summary["cell"][:3] == pytest.approx([EMT_COPPER / np.sqrt(2)] * 3, rel=1e-3)
+
+
+def test_a_cell_relaxes_in_its_volume_alone() -> None:
+    strained = bulk("Cu", a=3.6, cubic=True)
+    strained.set_cell(strained.cell.array @ np.diag([1.02, 1.0, 0.99]), scale_atoms=True)
+    result = relax(strained, EMT(), freedom="hydrostatic")
+    assert result.converged
+    scale = result.atoms.cell.lengths() / strained.cell.lengths()
+    np.testing.assert_allclose(scale, scale[0], rtol=1e-6)
+    stress = result.atoms.get_stress() / units.GPa
+    assert abs(stress[:3].mean()) < 0.05 < abs(stress[:3]).max()
+
+
+def test_a_film_relaxes_in_its_plane() -> None:
+    for pbc in (True, (True, True, False)):
+        film = fcc111("Cu", size=(1, 1, 3), a=3.6, vacuum=6.0)
+        film.pbc = pbc
+        film.set_cell(film.cell.array @ np.diag([1.02, 1.02, 1.0]), scale_atoms=True)
+        result = relax(film, EMT(), cell=True, freedom="in-plane", fmax=0.01)
+        assert result.converged
+        assert result.atoms.cell[2] == pytest.approx(film.cell[2])
+        # The stress is spread over the vacuum, too; a film of three layers is a little narrower than the crystal.
+        assert result.atoms.cell.lengths()[0] == pytest.approx(3.59 / np.sqrt(2), rel=0.02)
+        assert abs(result.atoms.get_stress()[[0, 1, 5]]).max() / units.GPa < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"freedom": "sideways"}, "unknown freedom 'sideways'"),
+        ({"freedom": "hydrostatic", "cell": False}, "belongs to a cell that relaxes"),
+        ({"freedom": "in-plane"}, "first two cell vectors in the xy plane"),
+    ],
+)
+def test_bad_freedom(options: dict, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        relax(bulk("Cu"), EMT(), **options)

@@ -14,6 +14,7 @@ from training_samples import DATA, TINY
 MODELS = {
     "nequip": TINY,
     "mace": {"r_max": 4.0, "max_ell": 2, "hidden_irreps": "4x0e + 4x1o", "radial_MLP": [8], "num_bessel": 4},
+    "sevennet": {"r_max": 4.0, "num_layers": 2, "l_max": 1, "num_features": 4, "radial_mlp_width": 8},
     "schnet": {"r_max": 4.0, "num_features": 8, "gaussian_spacing": 0.4},
     "physnet": {"r_max": 4.0, "num_features": 8, "num_basis": 8, "num_modules": 2},
     "ani": {"r_max": 4.0, "angular_r_max": 3.0, "hidden": [16]},
@@ -46,6 +47,8 @@ def test_trains(architecture: str, tmp_path: Path) -> None:
         "type_embed_num_features",
         "per_edge_type_cutoff",
         "pair_repulsion_cutoff",
+        "xplor_on",
+        "readout_width",
     }
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("train_loss")

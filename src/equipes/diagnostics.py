@@ -17,7 +17,10 @@ REQUIRED = (
 )  # fmt: skip
 # Optional package and what it is for.
 OPTIONAL = {
-    "spglib": "equipes relax --symmetry",
+    "phonopy": "equipes phonons, expansion",
+    "phono3py": "equipes conductivity",
+    "seekpath": "equipes phonons",
+    "spglib": "equipes relax --symmetry, elastic",
     "tensorboard": "train.loggers=[tensorboard]",
     "wandb": "train.loggers=[wandb]",
 }

@@ -9,7 +9,7 @@ import typer
 
 from equipes.cli.inputs import ModalOption
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
-from equipes.cli.simulate import Device, Dtype, Precision, progress_bar, stopping
+from equipes.cli.running import Device, Dtype, Precision, progress_bar, stopping
 
 if TYPE_CHECKING:
     from equipes.benchmark import CrystalResult

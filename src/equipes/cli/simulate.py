@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from equipes.cli.inputs import ModalOption, ModelPath
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
+from equipes.cli.running import (
+    Device,
+    Dtype,
+    Exact,
+    FrameNumber,
+    Precision,
+    StructurePath,
+    check_targets,
+    fingerprint,
+    progress_bar,
+    start,
+    stopping,
+    write_structures,
+)
 from equipes.cli.simulate_tables import eos_lines, md_lines, relax_lines
 
 if TYPE_CHECKING:
     import ase
-    from rich.progress import Progress
 
     from equipes.simulate.records import Row
-
-StructurePath = Annotated[
-    Path, typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads: extended XYZ, CIF, POSCAR, …")
-]
-FrameNumber = Annotated[int, typer.Option("--frame", help="Which structure of the file; -1 is the last.")]
-Device = Annotated[str, typer.Option("--device", help="Where the network runs: cpu, cuda, …")]
-
-
-class Precision(StrEnum):
-    """Number type of the network."""
-
-    float32 = "float32"
-    float64 = "float64"
 
 
 class EnsembleName(StrEnum):
@@ -44,6 +41,14 @@ class EnsembleName(StrEnum):
     npt = "npt"
 
 
+class ThermostatName(StrEnum):
+    """Thermostats of nvt."""
+
+    bussi = "bussi"
+    nose_hoover = "nose-hoover"
+    langevin = "langevin"
+
+
 class OptimizerName(StrEnum):
     """Optimisers of a relaxation."""
 
@@ -52,13 +57,12 @@ class OptimizerName(StrEnum):
     fire = "fire"
 
 
-Exact = Annotated[
-    bool,
-    typer.Option(
-        "--exact", help="Run the model itself, not its frozen form (slower, float32 round-off apart)."
-    ),
-]
-Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the network.")]
+class CellFreedomName(StrEnum):
+    """What of a cell relaxes."""
+
+    all = "all"
+    hydrostatic = "hydrostatic"
+    in_plane = "in-plane"
 
 
 def register(app: typer.Typer) -> None:
@@ -80,6 +84,9 @@ def relax(
             "--cell/--no-cell", help="Relax the cell too.", show_default="if periodic in all directions"
         ),
     ] = None,
+    freedom: Annotated[
+        CellFreedomName, typer.Option(help="What of the cell relaxes: its volume only, a film's plane.")
+    ] = CellFreedomName.all,
     pressure: Annotated[float, typer.Option(help="Pressure on the cell, GPa.")] = 0.0,
     fmax: Annotated[float, typer.Option(help="Stop when all forces are smaller, eV/Å.")] = 0.01,
     smax: Annotated[float, typer.Option(help="… and stress + pressure too, GPa.")] = 0.05,
@@ -106,14 +113,13 @@ def relax(
 
     check_json_path(json, overwrite=overwrite)
     out = out or Path(f"{structure.stem}_relaxed.extxyz")
-    _check_targets((out, trajectory), overwrite=overwrite)
-    atoms, calculator = _start(model, modal, structure, frame, device, dtype, exact=exact)
+    check_targets((out, trajectory), overwrite=overwrite)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
     quiet = json == STDOUT
-    with_cell = relaxes_cell(atoms) if cell is None else cell
+    with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
     if not quiet:
-        typer.echo(
-            f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {_about_cell(atoms, cell, pressure)}"
-        )
+        about = _about_cell(atoms, with_cell, freedom, pressure)
+        typer.echo(f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {about}")
     images: list[ase.Atoms] = []
     with progress_bar() as progress, stopping():
         task = progress.add_task("relaxing", total=None)
@@ -133,11 +139,12 @@ def relax(
             smax=smax,
             steps=steps,
             symmetry=symmetry,
+            freedom=freedom.value,
             optimizer=optimizer.value,
             on_step=follow,
         )
-    _write(out, result.atoms, overwrite=overwrite)
-    _write(trajectory, images, overwrite=overwrite)
+    write_structures(out, result.atoms, overwrite=overwrite)
+    write_structures(trajectory, images, overwrite=overwrite)
     summary = {
         "model": str(model),
         "structure": str(structure),
@@ -163,8 +170,15 @@ def md(
     ensemble: Annotated[EnsembleName, typer.Option(help="What is kept constant.")],
     steps: Annotated[int, typer.Option(help="Length of the whole run.")],
     temperature: Annotated[float | None, typer.Option(help="K; in nve that of the first velocities.")] = None,
+    temperature_end: Annotated[
+        float | None, typer.Option("--temperature-end", help="K; the target goes there over the run.")
+    ] = None,
     timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
     pressure: Annotated[float, typer.Option(help="GPa, in npt.")] = 0.0,
+    pressure_end: Annotated[
+        float | None, typer.Option("--pressure-end", help="GPa; the target goes there over the run.")
+    ] = None,
+    thermostat: Annotated[ThermostatName, typer.Option(help="Of nvt.")] = ThermostatName.bussi,
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
     interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10,
     keep_velocities: Annotated[
@@ -189,7 +203,7 @@ def md(
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
-    atoms, calculator = _start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
@@ -202,6 +216,9 @@ def md(
         flexible_cell=flexible_cell,
         thermostat_time=thermostat_time,
         barostat_time=barostat_time,
+        thermostat=thermostat.value,
+        temperature_end=temperature_end,
+        pressure_end=pressure_end,
     )
     quiet = json == STDOUT
     with progress_bar() as progress, stopping():
@@ -224,7 +241,7 @@ def md(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=_fingerprint(model, modal, dtype, exact=exact),
+            potential=fingerprint(model, modal, dtype, exact=exact),
             on_step=follow,
         )
     md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
@@ -262,9 +279,9 @@ def eos(
     from equipes.simulate import equation_of_state
 
     check_json_path(json, overwrite=overwrite)
-    _check_targets((out,), overwrite=overwrite)
-    _check_targets((plot,), overwrite=overwrite, structures=False)
-    atoms, calculator = _start(model, modal, structure, frame, device, dtype, exact=exact)
+    check_targets((out,), overwrite=overwrite)
+    check_targets((plot,), overwrite=overwrite, structures=False)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
     with progress_bar() as progress, stopping():
         task = progress.add_task("calculating", total=None)
 
@@ -279,7 +296,7 @@ def eos(
             relax_positions=relax_positions,
             on_point=follow,
         )
-    _write(out, result.atoms, overwrite=overwrite)
+    write_structures(out, result.atoms, overwrite=overwrite)
     if plot is not None:
         from equipes.report.equation_of_state import equation_of_state_plot
 
@@ -289,108 +306,12 @@ def eos(
     write_json(summary, json, overwrite=overwrite)
 
 
-def _start(
-    model: Path, modal: str | None, structure: Path, frame: int, device: str, dtype: Precision, *, exact: bool
-) -> tuple[ase.Atoms, Any]:
-    from equipes.calculators import Calculator
-    from equipes.simulate.structures import read_structure
-
-    atoms = read_structure(structure, frame)
-    calculator = Calculator(model, device=device, dtype=dtype.value, modal=modal, exact=exact)
-    _freeze(calculator, atoms)
-    return atoms, calculator
-
-
-def _freeze(calculator: Any, atoms: ase.Atoms) -> None:
-    """Freeze the potential ahead of the work, and say how far it is from the model."""
-    from equipes.calculators.ase import Calculator
-
-    frozen = calculator.freeze_for(atoms.symbols) if isinstance(calculator, Calculator) else None
-    if frozen is None:
-        return
-    off = frozen.deviation
-    typer.echo(
-        f"Frozen for {', '.join(frozen.species)}: within {off['energy']:.1e} eV/atom, {off['forces']:.1e} eV/Å, "
-        f"{off['stress']:.1e} eV/Å³ of the model (--exact runs the model itself)",
-        err=True,
-    )
-
-
-def _check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:
-    """Complain before the work is done, not after, about what cannot be written."""
-    from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
-
-    from equipes.errors import InputError
-    from equipes.files import refuse_overwrite
-
-    for path in paths:
-        if path is None:
-            continue
-        refuse_overwrite(path, overwrite=overwrite)
-        if not path.parent.is_dir():
-            raise InputError(
-                f"cannot write {path}: the directory {path.parent} does not exist; create it first"
-            )
-        try:
-            writable = not structures or get_ioformat(filetype(str(path), read=False)).can_write
-        except UnknownFileTypeError:
-            writable = False
-        if not writable:
-            suffix = path.suffix or "a name without suffix"
-            raise InputError(f"cannot write {path}: {suffix} is no format that ASE writes; use .extxyz")
-
-
-def _write(path: Path | None, structures: ase.Atoms | list[ase.Atoms], *, overwrite: bool) -> None:
-    from ase.io import write
-
-    from equipes.files import atomic_write
-
-    if path is None:
-        return
-    with atomic_write(path, overwrite=overwrite) as temporary:
-        write(temporary, structures)
-
-
-def _fingerprint(model: Path, modal: str | None, dtype: Precision, *, exact: bool) -> str:
-    """Tells one model from another in a checkpoint, wherever its file lies."""
-    from equipes.foundation import locate
-
-    name = f"sha256:{hashlib.sha256(locate(model).read_bytes()).hexdigest()[:16]} in {dtype.value}"
-    name = f"{name}, exact" if exact else name
-    return name if modal is None else f"{name} for {modal}"
-
-
-@contextmanager
-def stopping() -> Iterator[None]:
-    """A simulation that cannot go on becomes one sentence and exit status 1."""
-    from equipes.simulate import SimulationError
-
-    try:
-        yield
-    except SimulationError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A line on stderr that moves, and leaves when the work is done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
-    ) as progress:
-        yield progress
-
-
-def _about_cell(atoms: ase.Atoms, wanted: bool | None, pressure: float) -> str:
+def _about_cell(atoms: ase.Atoms, relaxes: bool, freedom: CellFreedomName, pressure: float) -> str:
     from equipes.simulate.relax import relaxes_cell
 
-    if relaxes_cell(atoms) if wanted is None else wanted:
-        return f"Atoms and cell relax, at {pressure:g} GPa; --no-cell holds the cell."
+    if relaxes:
+        what = {"all": "cell", "hydrostatic": "volume", "in-plane": "cell in the xy plane"}[freedom.value]
+        return f"Atoms and {what} relax, at {pressure:g} GPa; --no-cell holds the cell."
     if relaxes_cell(atoms):
         return "Only the atoms relax; the cell is held."
     return "Only the atoms relax: the structure is not periodic in all directions."

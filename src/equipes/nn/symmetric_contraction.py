@@ -57,6 +57,10 @@ def couplings(irreps_in: tuple[Irrep, ...], irrep_out: Irrep, correlation: int) 
         irreps_in: of the features, each once.
         irrep_out: (L, p) of the result.
         correlation: the highest degree.
+
+    >>> scalar_and_vector = (Irrep(0, 1), Irrep(1, -1))
+    >>> [coupling.n_paths for coupling in couplings(scalar_and_vector, Irrep(0, 1), 3)]  # s; s², v·v; s³, s v·v
+    [1, 2, 2]
     """
     polynomials = _polynomials(irreps_in, irrep_out.l, correlation)
     result = []

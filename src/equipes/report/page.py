@@ -65,9 +65,9 @@ def write_report(
         "subtitle": subtitle,
         "version": __version__,
         "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "css": _asset("report.css"),
-        "js": _asset("report.js"),
-        "notice": _text("3Dmol-LICENSE.txt"),
+        "css": inline_asset("report.css"),
+        "js": inline_asset("report.js"),
+        "notice": asset_text("3Dmol-LICENSE.txt"),
         "model": model,
         "metrics": None,
         "structures": [],
@@ -77,8 +77,8 @@ def write_report(
     if len(frames):
         context |= _errors_part(frames, predictions, metrics, warnings, worst)
     if context["structures"]:
-        context["viewer_js"] = _asset("3Dmol-min.js")
-    context["structures_json"] = _json({"structures": context["structures"], "shown": worst})
+        context["viewer_js"] = inline_asset("3Dmol-min.js")
+    context["structures_json"] = inline_json({"structures": context["structures"], "shown": worst})
     if metrics_csv is not None:
         context["training"] = _svg(learning_curves(metrics_csv), "learning curves")
     if md_csv is not None:
@@ -96,7 +96,7 @@ def write_report(
         )
         if shown
     ]
-    environment = Environment(loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=FunctionLoader(asset_text), autoescape=True, undefined=StrictUndefined)
     environment.filters["fact"] = _fact
     text = environment.get_template("report.html").render(context)
     with atomic_write(path, overwrite=overwrite) as temporary:
@@ -219,20 +219,20 @@ def _fact(value: Any) -> str:
     return str(value)
 
 
-def _text(name: str) -> str:
+def asset_text(name: str) -> str:
     return (files("equipes.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _asset(name: str) -> Markup:
+def inline_asset(name: str) -> Markup:
     """A script or style to stand inside its HTML element, which must not end before the text does."""
-    text = _text(name)
+    text = asset_text(name)
     for ending in ("script", "style"):
         for written in (ending, ending.upper(), ending.capitalize()):
             text = text.replace(f"</{written}", f"<\\/{written}")
     return Markup(text.replace("<!--", "<\\!--"))
 
 
-def _json(data: Any) -> Markup:
+def inline_json(data: Any) -> Markup:
     """JSON that cannot be mistaken for HTML wherever it stands."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":

@@ -6,6 +6,9 @@ nvt: velocity Verlet with stochastic velocity rescaling (Bussi, Donadio & Parrin
 It is canonical, keeps momentum at zero and the dynamics nearly undisturbed, and has a conserved energy. The kinetic
 energy that it controls is the one that is measured, so the mean temperature carries no error of the time step.
 
+Instead of it: a chain of Nosé-Hoover thermostats (Martyna, Klein & Tuckerman, J. Chem. Phys. 97, 2635, 1992), which is
+deterministic; or Langevin dynamics in the BAOAB splitting, which is ergodic in harmonic solids and slows diffusion.
+
 npt: Langevin dynamics of atoms and cell, BAOAB splitting (Quigley & Probert, J. Chem. Phys. 120, 11432, 2004;
 Leimkuhler & Matthews, J. Chem. Phys. 138, 174102, 2013). It samples volumes rightly also in small cells, where
 Nosé-Hoover chains take long to become ergodic. Configurations carry almost no error of the time step; the kinetic
@@ -27,13 +30,19 @@ from ase.md.md import MolecularDynamics
 from ase.md.verlet import VelocityVerlet
 
 from equipes.errors import InputError
+from equipes.simulate.nose_hoover import NoseHooverChain
 
 Ensemble = Literal["nve", "nvt", "npt"]
+Thermostat = Literal["bussi", "nose-hoover", "langevin"]
+# An ensemble with its integrator; "nvt" alone is velocity rescaling.
+Kind = Literal["nve", "nvt", "nvt-nose-hoover", "nvt-langevin", "npt"]
 
 # What an integrator carries from one step to the next besides atoms and random numbers. All of it is public in ASE.
 _STATE = {
     "nve": (),
     "nvt": ("transferred_energy",),
+    "nvt-nose-hoover": ("transferred_energy", "chain"),
+    "nvt-langevin": (),
     "npt": ("p_eps", "force_eps"),
 }
 
@@ -51,20 +60,20 @@ class MotionRemoved:
         return 3 * self.translation + self.rotations
 
 
-def motion_removed(atoms: ase.Atoms, ensemble: Ensemble) -> MotionRemoved:
+def motion_removed(atoms: ase.Atoms, ensemble: Kind) -> MotionRemoved:
     """What rigid motion is taken out: translation; rotation too of a molecule in vacuum.
 
-    None with constraints, which do not conserve momentum, nor in npt, whose random forces give temperature to the
-    centre of mass as well.
+    None with constraints, which do not conserve momentum, nor in Langevin dynamics (npt too), whose random forces give
+    temperature to the centre of mass as well.
     """
-    if ensemble == "npt" or atoms.constraints:
+    if ensemble in ("npt", "nvt-langevin") or atoms.constraints:
         return MotionRemoved(translation=False, rotations=0)
     # Two atoms have no moment of inertia around their axis; three that start in a line will leave it.
     rotations = 0 if atoms.pbc.any() else {1: 0, 2: 2}.get(len(atoms), 3)
     return MotionRemoved(translation=True, rotations=rotations)
 
 
-def degrees_of_freedom(atoms: ase.Atoms, ensemble: Ensemble) -> int:
+def degrees_of_freedom(atoms: ase.Atoms, ensemble: Kind) -> int:
     """The number of momenta that share the kinetic energy.
 
     Raises:
@@ -79,9 +88,7 @@ def degrees_of_freedom(atoms: ase.Atoms, ensemble: Ensemble) -> int:
     return degrees
 
 
-def thermal_momenta(
-    atoms: ase.Atoms, temperature: float, ensemble: Ensemble, rng: np.random.Generator
-) -> None:
+def thermal_momenta(atoms: ase.Atoms, temperature: float, ensemble: Kind, rng: np.random.Generator) -> None:
     """Set Maxwell-Boltzmann momenta at `temperature` (K), without the rigid motion that the ensemble removes."""
     masses = atoms.get_masses()[:, None]
     momenta = rng.standard_normal((len(atoms), 3)) * np.sqrt(masses * units.kB * temperature)
@@ -93,7 +100,7 @@ def thermal_momenta(
         atoms.set_momenta(atoms.get_momenta() * np.sqrt(wanted / kinetic_energy))
 
 
-def remove_rigid_motion(atoms: ase.Atoms, ensemble: Ensemble) -> None:
+def remove_rigid_motion(atoms: ase.Atoms, ensemble: Kind) -> None:
     """Take out the momentum and angular momentum that the ensemble keeps at zero."""
     removed = motion_removed(atoms, ensemble)
     masses = atoms.get_masses()
@@ -111,7 +118,7 @@ def remove_rigid_motion(atoms: ase.Atoms, ensemble: Ensemble) -> None:
 
 def integrator(
     atoms: ase.Atoms,
-    ensemble: Ensemble,
+    ensemble: Kind,
     *,
     timestep: float,
     temperature: float | None,
@@ -132,6 +139,16 @@ def integrator(
         bussi.ndof = degrees_of_freedom(atoms, ensemble)
         bussi.target_kinetic_energy = 0.5 * bussi.temp * bussi.ndof
         return bussi
+    if ensemble == "nvt-nose-hoover":
+        return NoseHooverChain(
+            atoms,
+            dt,
+            temperature_K=temperature,
+            relaxation=thermostat_time * units.fs,
+            degrees=degrees_of_freedom(atoms, ensemble),
+        )
+    if ensemble == "nvt-langevin":
+        return LangevinBAOAB(atoms, dt, temperature_K=temperature, T_tau=thermostat_time * units.fs, rng=rng)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it announces that it chose the mass of the cell
         return LangevinBAOAB(
@@ -146,23 +163,39 @@ def integrator(
         )
 
 
-def integrator_state(dynamics: MolecularDynamics, ensemble: Ensemble) -> dict[str, np.ndarray]:
+def set_target(dynamics: MolecularDynamics, temperature: float, pressure: float) -> None:
+    """Change what a thermostat (K) and a barostat (GPa) aim at, in the middle of a run."""
+    if isinstance(dynamics, Bussi):
+        dynamics.temp = units.kB * temperature
+        dynamics.target_kinetic_energy = 0.5 * dynamics.temp * dynamics.ndof
+    elif isinstance(dynamics, NoseHooverChain):
+        dynamics.thermal_energy = units.kB * temperature
+    elif isinstance(dynamics, LangevinBAOAB):
+        dynamics.set_temperature(temperature)
+        if dynamics.externalstress is not None:
+            stress = -pressure * units.GPa
+            dynamics.externalstress = stress if dynamics.hydrostatic else stress * np.identity(3)
+
+
+def integrator_state(dynamics: MolecularDynamics, ensemble: Kind) -> dict[str, np.ndarray]:
     """What must be stored, besides atoms and random numbers, to go on exactly."""
     return {name: np.array(getattr(dynamics, name), dtype=float) for name in _STATE[ensemble]}
 
 
-def restore_integrator(dynamics: MolecularDynamics, ensemble: Ensemble, state: dict[str, Any]) -> None:
+def restore_integrator(dynamics: MolecularDynamics, ensemble: Kind, state: dict[str, Any]) -> None:
     """Undo `integrator_state`."""
     for name in _STATE[ensemble]:
         value = np.asarray(state[name], dtype=float)
         setattr(dynamics, name, value.copy() if value.ndim else float(value))
 
 
-def conserved_energy(dynamics: MolecularDynamics, ensemble: Ensemble, total_energy: float) -> float | None:
-    """The energy that exact dynamics would keep constant, in eV; None where there is none (npt)."""
+def conserved_energy(dynamics: MolecularDynamics, ensemble: Kind, total_energy: float) -> float | None:
+    """The energy that exact dynamics would keep constant, in eV; None where there is none (Langevin)."""
     if ensemble == "nve":
         return total_energy
-    return total_energy - dynamics.transferred_energy if isinstance(dynamics, Bussi) else None
+    return (
+        total_energy - dynamics.transferred_energy if isinstance(dynamics, Bussi | NoseHooverChain) else None
+    )
 
 
 def _inertia(atoms: ase.Atoms) -> np.ndarray:

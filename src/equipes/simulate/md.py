@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from equipes.simulate.ensembles import (
     integrator_state,
     remove_rigid_motion,
     restore_integrator,
+    set_target,
     thermal_momenta,
 )
 from equipes.simulate.errors import SimulationError
@@ -103,11 +104,11 @@ def run_md(
         _same_run(settings, potential, facts, out)
         rng.bit_generator.state = facts["random"]
     else:
-        degrees_of_freedom(atoms, settings.ensemble)
+        degrees_of_freedom(atoms, settings.kind)
         if settings.keep_velocities:
-            remove_rigid_motion(atoms, settings.ensemble)
+            remove_rigid_motion(atoms, settings.kind)
         else:
-            thermal_momenta(atoms, settings.temperature or 0.0, settings.ensemble, rng)
+            thermal_momenta(atoms, settings.temperature or 0.0, settings.kind, rng)
     check_finite(atoms, f"step {facts['step']}")
     run = _Run(atoms, settings, rng, arrays, facts, potential)
     if not resume:
@@ -161,10 +162,10 @@ class _Run:
         self.first = self.step = int(facts["step"])
         self.seconds = float(facts["seconds"])
         self.started = time.monotonic()
-        self.degrees = degrees_of_freedom(atoms, settings.ensemble)
+        self.degrees = degrees_of_freedom(atoms, settings.kind)
         self.dynamics: Any = integrator(
             atoms,
-            settings.ensemble,
+            settings.kind,
             timestep=settings.timestep,
             temperature=settings.temperature,
             pressure=settings.pressure,
@@ -174,13 +175,15 @@ class _Run:
             rng=rng,
         )
         if arrays:
-            restore_integrator(self.dynamics, settings.ensemble, arrays)
+            restore_integrator(self.dynamics, settings.kind, arrays)
         self.periodic = bool(atoms.pbc.all() and atoms.cell.rank == 3)
         self.pressure_known = self.periodic and "stress" in atoms.calc.implemented_properties
         self.row = self._row()
         self.origin: dict[str, float | None] = facts.get("origin") or {
-            "conserved": conserved_energy(self.dynamics, settings.ensemble, self.row.total_energy_ev),
-            "temperature": max(self.row.temperature_k, settings.temperature or 0.0),
+            "conserved": conserved_energy(self.dynamics, settings.kind, self.row.total_energy_ev),
+            "temperature": max(
+                self.row.temperature_k, settings.temperature or 0.0, settings.temperature_end or 0.0
+            ),
         }
         self.watch = Watch(
             atoms,
@@ -200,9 +203,11 @@ class _Run:
         """One step, checked."""
         try:
             self.step += 1
+            if self.settings.ramps:
+                set_target(self.dynamics, *self.settings.targets(self.step))
             self.dynamics.step()
             total = self.atoms.get_potential_energy() + self.atoms.get_kinetic_energy()
-            conserved = conserved_energy(self.dynamics, self.settings.ensemble, total)
+            conserved = conserved_energy(self.dynamics, self.settings.kind, total)
             self.watch.check(self.step, self.atoms, conserved)
         except InputError as error:
             # The structure was sound at the start, so it is the dynamics that led to one that cannot be evaluated.
@@ -221,7 +226,7 @@ class _Run:
             "cell": self.atoms.cell.array,
             "positions": self.atoms.positions,
             "momenta": self.atoms.get_momenta(),
-            **integrator_state(self.dynamics, self.settings.ensemble),
+            **integrator_state(self.dynamics, self.settings.kind),
         }
         recorder.checkpoint(
             arrays,
@@ -250,7 +255,7 @@ class _Run:
             kinetic_energy_ev=kinetic,
             total_energy_ev=total,
             temperature_k=2 * kinetic / (self.degrees * units.kB),
-            conserved_energy_ev=conserved_energy(self.dynamics, self.settings.ensemble, total),
+            conserved_energy_ev=conserved_energy(self.dynamics, self.settings.kind, total),
             volume_ang3=float(atoms.get_volume()) if self.periodic else None,
             pressure_gpa=pressure,
         )
@@ -318,7 +323,14 @@ def _restore_atoms(atoms: ase.Atoms, arrays: dict[str, np.ndarray], out: Path) -
 
 
 def _same_run(settings: MDSettings, potential: str, facts: dict[str, Any], out: Path) -> None:
-    stored = facts["settings"]
+    # Checkpoints of earlier versions lack the settings that came later, which then had no effect.
+    defaults = {field.name: field.default for field in fields(settings)}
+    stored = {**defaults, **facts["settings"]}
+    if settings.ramps and settings.steps != stored["steps"]:
+        raise InputError(
+            f"the run in {out} changes its target over {stored['steps']} steps and cannot have {settings.steps}; run"
+            " another one from its final.extxyz"
+        )
     for name, value in {**asdict(settings), "potential": potential}.items():
         before = facts["potential"] if name == "potential" else stored[name]
         if name != "steps" and value != before:

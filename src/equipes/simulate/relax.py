@@ -22,6 +22,13 @@ from equipes.simulate.errors import SimulationError
 from equipes.simulate.safety import Distances, check_finite
 
 OptimizerName = Literal["lbfgs", "bfgs", "fire"]
+CellFreedom = Literal["all", "hydrostatic", "in-plane"]
+# Voigt components of the strain that a cell may take: xx yy zz yz xz xy.
+_MASKS: dict[str, tuple[int, ...]] = {
+    "all": (1, 1, 1, 1, 1, 1),
+    "hydrostatic": (1, 1, 1, 1, 1, 1),
+    "in-plane": (1, 1, 0, 0, 0, 1),
+}
 _OPTIMIZERS: dict[str, type[Optimizer]] = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}
 # A cell that shrinks or grows this much has been lost, not relaxed.
 _VOLUME_FACTOR = 3.0
@@ -81,6 +88,7 @@ def relax(
     steps: int = 1000,
     symmetry: bool = False,
     constant_volume: bool = False,
+    freedom: CellFreedom = "all",
     optimizer: OptimizerName = "lbfgs",
     on_step: Callable[[int, ase.Atoms, float, float | None], None] | None = None,
 ) -> RelaxResult:
@@ -96,6 +104,8 @@ def relax(
         steps: at most so many.
         symmetry: keep the space group (needs spglib); positions and cell are first made exactly symmetric.
         constant_volume: of the cell, relax only the shape; smax then holds for the stress without its trace.
+        freedom: "all" of the cell relaxes; or its volume alone ("hydrostatic"); or ("in-plane") xx, yy and xy, as of a
+            film or a sheet, whose third vector must stand on the xy plane.
         optimizer: "lbfgs", which takes the fewest steps, "bfgs", or "fire" (Bitzek et al., Phys. Rev. Lett. 97, 170201,
             2006), for a start so far from a minimum that the others lose their way.
         on_step: called with step, structure, largest force and largest stress deviation, also before the first step.
@@ -108,7 +118,9 @@ def relax(
     relaxed = atoms.copy()
     relaxed.calc = calculator
     with_cell = relaxes_cell(atoms) if cell is None else cell
-    _check_options(atoms, with_cell, pressure, fmax, smax, steps, symmetry, constant_volume, optimizer)
+    _check_options(
+        atoms, with_cell, pressure, fmax, smax, steps, symmetry, constant_volume, freedom, optimizer
+    )
     before = _spacegroup(relaxed) if symmetry else None
     if symmetry:
         relaxed.set_constraint([*relaxed.constraints, FixSymmetry(relaxed, symprec=_SYMMETRY_TOLERANCE)])
@@ -117,7 +129,11 @@ def relax(
     target: Any = relaxed
     if with_cell:
         target = FrechetCellFilter(
-            relaxed, scalar_pressure=pressure * units.GPa, constant_volume=constant_volume
+            relaxed,
+            mask=_MASKS[freedom],
+            hydrostatic_strain=freedom == "hydrostatic",
+            scalar_pressure=pressure * units.GPa,
+            constant_volume=constant_volume,
         )
     # The optimiser's own criterion mixes forces with scaled stresses; ours names both, so it is asked never to stop.
     dynamics = _OPTIMIZERS[optimizer](target, logfile=None)
@@ -126,7 +142,7 @@ def relax(
         check_finite(relaxed, f"step {step}")
         _check_volume(relaxed, volume_before, step)
         force = float(np.linalg.norm(relaxed.get_forces(), axis=1).max())
-        stress = _stress_deviation(relaxed, pressure, constant_volume) if with_cell else None
+        stress = _stress_deviation(relaxed, pressure, constant_volume, freedom) if with_cell else None
         if on_step is not None:
             on_step(step, relaxed, force, stress)
         converged = force < fmax and (stress is None or stress < smax)
@@ -170,9 +186,24 @@ def _check_options(
     steps: int,
     symmetry: bool,
     constant_volume: bool,
+    freedom: str,
     optimizer: str,
 ) -> None:
-    if with_cell and not relaxes_cell(atoms):
+    if freedom not in _MASKS:
+        raise InputError(f"unknown freedom {freedom!r} of the cell; choose one of {', '.join(_MASKS)}")
+    if freedom != "all" and (not with_cell or constant_volume):
+        raise InputError(f"the freedom {freedom} belongs to a cell that relaxes, volume included (--cell)")
+    if with_cell and freedom == "in-plane":
+        if not (atoms.pbc[:2].all() and atoms.cell.rank == 3):
+            raise InputError(
+                "an in-plane relaxation needs a cell that is periodic along its first two vectors; set cell and pbc"
+            )
+        lengths = np.abs(atoms.cell.array)
+        if max(lengths[0, 2], lengths[1, 2], *lengths[2, :2]) > 1e-6 * lengths.max():
+            raise InputError(
+                "an in-plane relaxation needs the first two cell vectors in the xy plane and the third along z; turn it"
+            )
+    elif with_cell and not relaxes_cell(atoms):
         raise InputError(
             "the cell can only relax where the structure is periodic in all three directions; hold it (--no-cell)"
         )
@@ -196,9 +227,15 @@ def _check_options(
         )
 
 
-def _stress_deviation(atoms: ase.Atoms, pressure: float, constant_volume: bool) -> float:
-    """The largest component of stress + pressure in GPa."""
+def _stress_deviation(
+    atoms: ase.Atoms, pressure: float, constant_volume: bool, freedom: CellFreedom = "all"
+) -> float:
+    """The largest component of stress + pressure, of those that the cell can follow, in GPa."""
     deviation = atoms.get_stress(voigt=False) / units.GPa
+    if freedom == "hydrostatic":
+        return float(abs(np.trace(deviation) / 3 + pressure))
+    if freedom == "in-plane":
+        return float(np.abs(deviation[:2, :2] + pressure * np.eye(2)).max())
     if constant_volume:
         return float(np.abs(deviation - np.trace(deviation) / 3 * np.eye(3)).max())
     return float(np.abs(deviation + pressure * np.eye(3)).max())

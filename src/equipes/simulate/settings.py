@@ -8,7 +8,7 @@ import ase
 import numpy as np
 
 from equipes.errors import InputError
-from equipes.simulate.ensembles import Ensemble
+from equipes.simulate.ensembles import Ensemble, Kind, Thermostat
 from equipes.simulate.safety import CLOSEST_FRACTION
 
 
@@ -21,10 +21,13 @@ class MDSettings:
         steps: the length of the whole run, including what was done before it was continued.
         timestep: fs.
         temperature: K; the target in nvt and npt, the temperature of the first velocities in nve.
+        temperature_end: K; the target goes there from `temperature` in a straight line over the run.
         pressure: GPa, in npt.
+        pressure_end: GPa; likewise.
         seed: of the first velocities and of the thermostat.
         interval: steps between two rows of the table, and two frames of the trajectory.
         keep_velocities: start with the velocities of the structure instead of random ones.
+        thermostat: in nvt: bussi (velocity rescaling), nose-hoover (a chain of three) or langevin.
         thermostat_time: relaxation time of the temperature in fs.
         barostat_time: relaxation time of the volume in fs.
         flexible_cell: in npt, let the shape of the cell change too, not only its volume.
@@ -43,11 +46,49 @@ class MDSettings:
     barostat_time: float = 1000.0
     flexible_cell: bool = False
     closest_fraction: float = CLOSEST_FRACTION
+    thermostat: Thermostat = "bussi"
+    temperature_end: float | None = None
+    pressure_end: float | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """The ensemble with its integrator."""
+        if self.ensemble != "nvt" or self.thermostat == "bussi":
+            return self.ensemble
+        return "nvt-nose-hoover" if self.thermostat == "nose-hoover" else "nvt-langevin"
+
+    @property
+    def ramps(self) -> bool:
+        """Whether a target changes on the way."""
+        return self.temperature_end is not None or self.pressure_end is not None
+
+    def targets(self, step: int) -> tuple[float, float]:
+        """Temperature (K) and pressure (GPa) aimed at in a step.
+
+        >>> MDSettings("npt", steps=100, temperature=300.0, temperature_end=500.0, pressure=1.0).targets(50)
+        (400.0, 1.0)
+        """
+        done = step / max(self.steps, 1)
+        first = self.temperature or 0.0
+        last = first if self.temperature_end is None else self.temperature_end
+        pressure_last = self.pressure if self.pressure_end is None else self.pressure_end
+        return first + (last - first) * done, self.pressure + (pressure_last - self.pressure) * done
 
     def check(self, atoms: ase.Atoms) -> None:
         """Raises `InputError` for settings that make no sense, alone or for `atoms`."""
         if self.ensemble not in ("nve", "nvt", "npt"):
             raise InputError(f"unknown ensemble {self.ensemble!r}; choose nve, nvt or npt")
+        if self.thermostat not in ("bussi", "nose-hoover", "langevin"):
+            raise InputError(f"unknown thermostat {self.thermostat!r}; choose bussi, nose-hoover or langevin")
+        if self.thermostat != "bussi" and self.ensemble != "nvt":
+            raise InputError(f"the thermostat {self.thermostat} belongs to nvt, not to {self.ensemble}")
+        if self.temperature_end is not None:
+            if self.ensemble == "nve":
+                raise InputError("nve has no temperature to change on the way; take nvt or npt")
+            if not (np.isfinite(self.temperature_end) and self.temperature_end > 0):
+                raise InputError(f"temperature_end must be above 0 K, not {self.temperature_end}")
+        if self.pressure_end is not None and self.ensemble != "npt":
+            raise InputError(f"{self.ensemble} has no pressure to change on the way; take npt")
         for name in ("timestep", "thermostat_time", "barostat_time"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InputError(f"{name} must be a positive time in fs, not {getattr(self, name)}")

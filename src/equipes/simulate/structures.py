@@ -43,3 +43,14 @@ def read_structure(path: str | Path, frame: int = 0) -> ase.Atoms:
         raise InputError(f"{path} frame {frame}: no atoms; give a structure")
     atoms.calc = None
     return atoms
+
+
+def read_trajectory(path: str | Path) -> list[ase.Atoms]:
+    """All frames of a file that ASE reads. Raises `InputError` as `read_structure` does."""
+    read_structure(path)  # which says what is wrong with the file, if anything
+    try:
+        frames: Any = read(path, index=":", do_not_split_by_at_sign=True)
+    except Exception as error:  # a frame farther on may be broken
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: cannot be read to its end ({reason}); check that it is whole") from error
+    return list(frames)

@@ -96,6 +96,43 @@ class MACEConfig(Section):
     atomic_inter_shift: float = 0.0
 
 
+class SevenNetConfig(Section):
+    """SevenNet and its hyperparameters."""
+
+    architecture: Literal["sevennet"]
+    species: list[str] | None = Field(default=None, description="chemical symbols; null: those of the data")
+    dtype: Literal["float32", "float64"] = "float32"
+    r_max: PositiveFloat | None = Field(
+        default=None, description="cutoff, Å; null: 5, or more where neighbours are few"
+    )
+    num_layers: PositiveInt = 5
+    l_max: Annotated[int, Field(ge=0, le=6)] = 2
+    num_features: PositiveInt | list[PositiveInt] = Field(
+        default=32, description="channels of each l, one number or one per l"
+    )
+    num_bessels: PositiveInt = 8
+    bessel_trainable: bool = True
+    xplor_on: PositiveFloat | None = Field(
+        default=None, description="Å where the XPLOR cutoff function begins; null: the polynomial one"
+    )
+    polynomial_cutoff_p: Annotated[int, Field(ge=2)] = 6
+    normalize_harmonics: bool = True
+    radial_mlp_depth: PositiveInt = 2
+    radial_mlp_width: PositiveInt = 64
+    readout_width: PositiveInt | None = None
+    denominator: PositiveFloat | list[PositiveFloat] | None = Field(
+        default=None, description="of sums over neighbours; null: their mean number in the training frames"
+    )
+    per_type_energy_scales: PerSpecies | None = Field(
+        default=None, description="eV; null: rms of the training forces times 1 Å"
+    )
+    per_type_energy_shifts: PerSpecies | None = Field(
+        default=None, description="eV; null: the reference energies"
+    )
+    per_type_energy_scales_trainable: bool = False
+    per_type_energy_shifts_trainable: bool = False
+
+
 class SchNetConfig(Section):
     """SchNet and its hyperparameters."""
 
@@ -175,6 +212,7 @@ def _architecture(section: Any) -> Any:
 AnyModelConfig = Annotated[
     Annotated[ModelConfig, Tag("nequip")]
     | Annotated[MACEConfig, Tag("mace")]
+    | Annotated[SevenNetConfig, Tag("sevennet")]
     | Annotated[SchNetConfig, Tag("schnet")]
     | Annotated[PhysNetConfig, Tag("physnet")]
     | Annotated[ANIConfig, Tag("ani")],
@@ -183,6 +221,7 @@ AnyModelConfig = Annotated[
 MODEL_CONFIGS: dict[str, type[Section]] = {
     "nequip": ModelConfig,
     "mace": MACEConfig,
+    "sevennet": SevenNetConfig,
     "schnet": SchNetConfig,
     "physnet": PhysNetConfig,
     "ani": ANIConfig,

@@ -141,7 +141,8 @@ def prepare(config: Config, splits: Splits) -> Prepared:
         # An element that the model shall know but no frame has: nothing is known of it but a number is needed.
         "per_type_energy_shifts": {symbol: references.values.get(symbol, 0.0) for symbol in species},
     }
-    # MACE's names for the same.
+    # SevenNet's and MACE's names for the same.
+    model["denominator"] = model["avg_num_neighbors"]
     model["atomic_inter_scale"] = model["per_type_energy_scales"]
     model["atomic_energies"] = model["per_type_energy_shifts"]
     batch_size = config.train.batch_size or _batch_size(train)

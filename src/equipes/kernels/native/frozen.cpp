@@ -11,8 +11,8 @@ constexpr int kTileAtoms = 24;
 // Tiles that go through one section before the next: few enough for their features to stay in the third-level cache,
 // enough for the section's splines to be worth fetching.
 constexpr int kChunkTiles = 40;
-// Vectors of channels of a section.
-constexpr int kSectionVectors = 4;
+// Vectors of channels of a section: more for scalars, which have fewer paths and nearly nothing to prepare for a receiver.
+constexpr int section_vectors(int l1) { return l1 == 0 ? 8 : 4; }
 
 template <class T>
 constexpr T kSiluFactor = T(1.6791767923989418);
@@ -63,12 +63,12 @@ Vector<T> hyperbolic_tangent(Vector<T> x) {
 
 struct Tile {
   std::int64_t first, last;  // slots
-  int type;
+  int type;  // of all its atoms, where matrices depend on the species
 };
 
 }  // namespace
 
-// Atoms stand in slots, those of a species side by side.
+// Atoms stand in slots, those of a species side by side where matrices depend on the species.
 template <class T>
 struct Frozen<T>::Pass {
   const FrozenInput* input = nullptr;
@@ -76,6 +76,7 @@ struct Frozen<T>::Pass {
   std::shared_ptr<Arena> arena;
   std::vector<Tile> tiles;
   std::vector<std::int64_t> atom;  // by slot
+  std::vector<int> type_at;  // by slot
   std::vector<std::int32_t> slot;  // by atom
   std::int64_t *begin = nullptr, *end = nullptr;  // edges, by slot
   std::int64_t stride = 0;
@@ -142,6 +143,7 @@ typename Frozen<T>::Map Frozen<T>::make_map(const FrozenMatrix& matrix, const Ch
       std::int64_t(matrix.values.size()) != std::int64_t(matrix.count) * matrix.rows * matrix.columns)
     throw std::invalid_argument("a matrix does not fit its blocks");
   Map map{matrix.from, matrix.to, {}, {}};
+  by_species_ |= matrix.count > 1;
   for (int s = 0; s < matrix.count; ++s) {
     const auto dense = padded(matrix.values.data() + std::size_t(s) * matrix.rows * matrix.columns, rows, columns);
     map.forward.push_back(pack(dense, rows.width(), columns.width()));
@@ -345,8 +347,9 @@ void Frozen<T>::add_sections(const FrozenLayerSpec& spec, Layer& layer) {
   }
   for (std::size_t b = 0; b < layer.linear_1.size(); ++b) {
     const int block = layer.linear_1[b].from, multiplicity = spec.in[block].multiplicity;
-    for (int channel = 0; channel < multiplicity; channel += kSectionVectors * n) {
-      const int real = std::min(kSectionVectors * n, multiplicity - channel);
+    const int most = section_vectors(spec.in[block].l) * n;
+    for (int channel = 0; channel < multiplicity; channel += most) {
+      const int real = std::min(most, multiplicity - channel);
       Section section;
       section.block = int(b);
       section.l1 = spec.in[block].l;
@@ -400,18 +403,23 @@ void Frozen<T>::prepare(Pass& pass, int threads, const FrozenInput& input, bool 
   pass.input = &input;
   pass.atoms = N;
   pass.differentiate = differentiate;
-  std::vector<std::int64_t> start(n_species_ + 1, 0);
-  for (std::int64_t i = 0; i < N; ++i) ++start[input.types[i] + 1];
-  for (int s = 0; s < n_species_; ++s) {
-    start[s + 1] += start[s];
-    for (std::int64_t first = start[s]; first < start[s + 1]; first += kTileAtoms)
-      pass.tiles.push_back({first, std::min(first + kTileAtoms, start[s + 1]), s});
+  const int groups = by_species_ ? n_species_ : 1;
+  const auto group_of = [&](std::int64_t i) { return by_species_ ? int(input.types[i]) : 0; };
+  std::vector<std::int64_t> start(groups + 1, 0);
+  for (std::int64_t i = 0; i < N; ++i) ++start[group_of(i) + 1];
+  for (int g = 0; g < groups; ++g) {
+    start[g + 1] += start[g];
+    for (std::int64_t first = start[g]; first < start[g + 1]; first += kTileAtoms)
+      pass.tiles.push_back({first, std::min(first + kTileAtoms, start[g + 1]), g});
   }
   pass.atom.resize(N);
   pass.slot.resize(N);
+  pass.type_at.resize(N);
   for (std::int64_t i = 0; i < N; ++i) {
-    pass.slot[i] = std::int32_t(start[input.types[i]]++);
-    pass.atom[pass.slot[i]] = i;
+    const std::int64_t slot = start[group_of(i)]++;
+    pass.slot[i] = std::int32_t(slot);
+    pass.atom[slot] = i;
+    pass.type_at[slot] = int(input.types[i]);
   }
   Arena& arena = *pass.arena;
   // Each thread's edges begin at a multiple of 64 after as many as its atoms can have.
@@ -544,7 +552,7 @@ void Frozen<T>::find_edges(Team team, Pass& pass) const {
 
 // What z is before messages and self-connection are added.
 template <class T>
-void Frozen<T>::start_z(Pass& pass, int k, std::int64_t first, std::int64_t last, int type) const {
+void Frozen<T>::start_z(Pass& pass, int k, std::int64_t first, std::int64_t last) const {
   const Layer& layer = layers_[k];
   for (int b = 0; b < int(layer.z.blocks.size()); ++b) {
     const Block<T>& block = layer.z.blocks[b];
@@ -554,7 +562,7 @@ void Frozen<T>::start_z(Pass& pass, int k, std::int64_t first, std::int64_t last
       continue;
     }
     for (std::int64_t s = first; s < last; ++s)
-      std::copy_n(layer.constants.data() + std::int64_t(type) * block.width(), block.width(), z + s * block.size());
+      std::copy_n(layer.constants.data() + std::int64_t(pass.type_at[s]) * block.width(), block.width(), z + s * block.size());
   }
 }
 
@@ -585,7 +593,7 @@ void Frozen<T>::first_layer(Team team, Pass& pass, bool reverse) const {
       species_spline_reverse(job);
       continue;
     }
-    start_z(pass, 0, tile.first, tile.last, tile.type);
+    start_z(pass, 0, tile.first, tile.last);
     species_spline_forward(job);
   }
 }
@@ -684,7 +692,7 @@ void Frozen<T>::enter_layer(Team team, Pass& pass, int k) const {
           std::copy_n(layer.hidden_constants.data(), block.width(), block.of(pass.h[k], N) + s * block.size());
       apply(map, layer.hidden, pass.h[k], constants);
     }
-    start_z(pass, k, tile.first, tile.last, tile.type);
+    start_z(pass, k, tile.first, tile.last);
     for (const Map& map : layer.self_connection) apply(map, layer.z, pass.z[k], true);
   }
 }
@@ -826,14 +834,16 @@ void Frozen<T>::read_out(Team team, Pass& pass, const FrozenOutput& output) cons
       x = local.readout[i];
     }
     for (std::int64_t s = tile.first; s < tile.last; ++s) {
-      double energy = scales_[tile.type] * double(x[(s - tile.first) * readout_.back().width]) + shifts_[tile.type];
+      const int type = pass.type_at[s];
+      double energy = scales_[type] * double(x[(s - tile.first) * readout_.back().width]) + shifts_[type];
       if (repulsion_.power > 0) energy += pass.repulsion_energy[s];
       output.energies[pass.atom[s]] = energy;
     }
     if (!pass.differentiate) continue;
     T* cotangent = local.readout.back();
     std::fill_n(cotangent, atoms * readout_.back().width, T(0));
-    for (std::int64_t a = 0; a < atoms; ++a) cotangent[a * readout_.back().width] = T(scales_[tile.type]);
+    for (std::int64_t a = 0; a < atoms; ++a)
+      cotangent[a * readout_.back().width] = T(scales_[pass.type_at[tile.first + a]]);
     for (int i = stages - 1; i >= 0; --i) {
       T* to = i > 0 ? local.readout[i - 1] : local.x_cotangent;
       multiply_panels<T>(atoms, {local.readout[i], readout_[i].width}, readout_reverse_[i], to, readout_[i].depth, false);

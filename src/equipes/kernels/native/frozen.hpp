@@ -152,13 +152,14 @@ class Frozen {
   void leave_layer(Team team, Pass& pass, int k) const;
   void read_out(Team team, Pass& pass, const FrozenOutput& output) const;
   void gather_forces(Team team, Pass& pass, const FrozenOutput& output) const;
-  void start_z(Pass& pass, int k, std::int64_t first, std::int64_t last, int type) const;
+  void start_z(Pass& pass, int k, std::int64_t first, std::int64_t last) const;
   void gate(const Layer& layer, const Pass& pass, const T* z, std::int64_t first, std::int64_t last, T* x) const;
   void gate_reverse(const Layer& layer, const Pass& pass, const T* z, std::int64_t first, std::int64_t last,
                     const T* x_cotangent, T* z_cotangent) const;
   SplineJob<T> job_of(const Pass& pass, const Section& section, std::int64_t first, std::int64_t last, T* messages) const;
 
   int n_species_, l_max_, intervals_;
+  bool by_species_ = false;  // some matrix is
   std::vector<double> cutoffs_, knots_, scales_, shifts_;
   std::vector<int> interval_at_;  // by distance in steps of 1 / size: the interval where a step begins
   Repulsion repulsion_;

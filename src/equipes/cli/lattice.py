@@ -1,0 +1,356 @@
+"""`equipes elastic`, `phonons`, `conductivity` and `expansion`: properties of crystals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.running import Device, Dtype, Exact, FrameNumber, Precision, StructurePath
+from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, workflow
+
+if TYPE_CHECKING:
+    from equipes.simulate.conductivity import ConductivityResult
+    from equipes.simulate.elastic import ElasticResult
+    from equipes.simulate.expansion import ExpansionResult
+    from equipes.simulate.phonons import PhononResult
+
+RelaxFirst = Annotated[
+    bool, typer.Option("--relax/--no-relax", help="Relax atoms and cell first, keeping the symmetry.")
+]
+
+Supercell = Annotated[
+    tuple[int, int, int] | None,
+    typer.Option(
+        "--supercell",
+        metavar="A B C",
+        help="Repeat the cell so often.",
+        show_default="conventional cell, to --length",
+    ),
+]
+Born = Annotated[
+    Path | None,
+    typer.Option("--born", help="Born charges (phonopy's BORN file), for the LO-TO splitting."),
+]
+Length = Annotated[float, typer.Option("--length", help="Å between faces of the supercell, at least.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(elastic)
+    app.command()(phonons)
+    app.command()(conductivity)
+    app.command()(expansion)
+
+
+def elastic(
+    model: ModelPath,
+    structure: StructurePath,
+    out: OutDirectory = None,
+    strain: Annotated[float, typer.Option(help="Largest strain, to both sides.")] = 0.01,
+    relax: RelaxFirst = True,
+    clamped: Annotated[bool, typer.Option("--clamped", help="Hold the atoms in the strained cells.")] = False,
+    fmax: Annotated[float, typer.Option(help="Forces that the atoms are relaxed to, eV/Å.")] = 0.001,
+    resume: Resume = False,
+    modal: ModalOption = None,
+    exact: Exact = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float64,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Elastic tensor of a crystal, its stability, and the moduli of a polycrystal."""
+    from equipes.simulate.elastic import ElasticOptions
+    from equipes.simulate.elastic import elastic as calculate
+
+    options = ElasticOptions(strain=strain, relax_cell=relax, relax_positions=not clamped, fmax=fmax)
+    with workflow(
+        "elastic",
+        options,
+        model=model,
+        modal=modal,
+        exact=exact,
+        structure=structure,
+        frame=frame,
+        device=device,
+        dtype=dtype,
+        out=out,
+        json=json,
+        resume=resume,
+        overwrite=overwrite,
+    ) as run:
+        result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
+        from equipes.report.crystals import elastic_plot
+
+        figures = {"elastic.png": ("Young's modulus by direction", lambda: elastic_plot(result))}
+        run.finish(
+            result, elastic_rows(result), figures=figures if result.stable else {}, structures=[result.atoms]
+        )
+
+
+def phonons(
+    model: ModelPath,
+    structure: StructurePath,
+    out: OutDirectory = None,
+    supercell: Supercell = None,
+    length: Length = 10.0,
+    displacement: Annotated[float, typer.Option(help="Å.")] = 0.01,
+    relax: RelaxFirst = True,
+    mesh: Annotated[
+        float, typer.Option(help="Size, Å, of the supercell whose q-points the mesh has.")
+    ] = 100.0,
+    max_temperature: Annotated[float, typer.Option(help="K.")] = 1000.0,
+    born: Born = None,
+    check_supercell: Annotated[
+        bool, typer.Option("--check/--no-check", help="Calculate a smaller supercell too, to compare.")
+    ] = True,
+    resume: Resume = False,
+    modal: ModalOption = None,
+    exact: Exact = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float64,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Phonons of a crystal: bands, density of states, heat capacity and free energy, instabilities."""
+    from equipes.simulate.phonons import PhononOptions
+    from equipes.simulate.phonons import phonons as calculate
+
+    options = PhononOptions(
+        supercell=supercell,
+        length=length,
+        displacement=displacement,
+        relax=relax,
+        mesh=mesh,
+        temperatures=(max_temperature, 10.0),
+        born=None if born is None else str(born),
+        check_supercell=check_supercell,
+    )
+    with workflow(
+        "phonons",
+        options,
+        model=model,
+        modal=modal,
+        exact=exact,
+        structure=structure,
+        frame=frame,
+        device=device,
+        dtype=dtype,
+        out=out,
+        json=json,
+        resume=resume,
+        overwrite=overwrite,
+    ) as run:
+        result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
+        from equipes.files import atomic_write
+        from equipes.report.crystals import phonon_plot, thermal_plot
+
+        with atomic_write(run.out / "phonopy.yaml", overwrite=True) as temporary:
+            result.phonopy.save(temporary, settings={"force_constants": True})
+        figures = {
+            "phonons.png": ("bands and density of states", lambda: phonon_plot(result)),
+            "thermal.png": ("thermal properties", lambda: thermal_plot(result)),
+        }
+        run.finish(result, phonon_rows(result), figures=figures, structures=[result.atoms])
+
+
+def conductivity(
+    model: ModelPath,
+    structure: StructurePath,
+    out: OutDirectory = None,
+    supercell: Supercell = None,
+    length: Length = 10.0,
+    displacement: Annotated[float, typer.Option(help="Å.")] = 0.03,
+    cutoff_pair: Annotated[
+        float | None,
+        typer.Option("--cutoff-pair", help="Leave out pairs of displaced atoms farther apart, Å."),
+    ] = None,
+    mesh: Annotated[
+        list[float] | None,
+        typer.Option("--mesh", help="Sizes, Å, of the q-point meshes; repeat.", show_default="28, 36, 44"),
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option("--temperature", help="K; repeat.", show_default="100 … 1000")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full/--rta-only", help="Solve the Boltzmann equation in full too.")
+    ] = True,
+    isotopes: Annotated[
+        bool, typer.Option("--isotopes/--no-isotopes", help="Scattering by natural isotopes.")
+    ] = True,
+    relax: RelaxFirst = True,
+    born: Born = None,
+    resume: Resume = False,
+    modal: ModalOption = None,
+    exact: Exact = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float64,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Lattice thermal conductivity of a crystal against temperature, from third-order force constants."""
+    from equipes.simulate.conductivity import ConductivityOptions
+    from equipes.simulate.conductivity import conductivity as calculate
+
+    plain = ConductivityOptions()
+    options = ConductivityOptions(
+        supercell=supercell,
+        length=length,
+        displacement=displacement,
+        cutoff_pair=cutoff_pair,
+        meshes=tuple(mesh) if mesh else plain.meshes,
+        temperatures=tuple(temperature) if temperature else plain.temperatures,
+        full=full,
+        isotopes=isotopes,
+        relax=relax,
+        born=None if born is None else str(born),
+    )
+    with workflow(
+        "conductivity",
+        options,
+        model=model,
+        modal=modal,
+        exact=exact,
+        structure=structure,
+        frame=frame,
+        device=device,
+        dtype=dtype,
+        out=out,
+        json=json,
+        resume=resume,
+        overwrite=overwrite,
+    ) as run:
+        result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
+        from equipes.report.crystals import conductivity_plot
+
+        figures = {
+            "conductivity.png": ("conductivity over temperature and mesh", lambda: conductivity_plot(result))
+        }
+        run.finish(result, conductivity_rows(result), figures=figures, structures=[result.atoms])
+
+
+def expansion(
+    model: ModelPath,
+    structure: StructurePath,
+    out: OutDirectory = None,
+    supercell: Supercell = None,
+    length: Length = 8.0,
+    displacement: Annotated[float, typer.Option(help="Å.")] = 0.01,
+    volumes: Annotated[int, typer.Option(help="How many.")] = 9,
+    smallest: Annotated[float, typer.Option(help="Volume, over that of lowest energy.")] = 0.97,
+    largest: Annotated[float, typer.Option(help="Volume, over that of lowest energy.")] = 1.07,
+    max_temperature: Annotated[float, typer.Option(help="K.")] = 800.0,
+    relax: RelaxFirst = True,
+    resume: Resume = False,
+    modal: ModalOption = None,
+    exact: Exact = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float64,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Thermal expansion and bulk modulus of a crystal against temperature, quasi-harmonic."""
+    from equipes.simulate.expansion import ExpansionOptions
+    from equipes.simulate.expansion import expansion as calculate
+
+    options = ExpansionOptions(
+        supercell=supercell,
+        length=length,
+        displacement=displacement,
+        volumes=volumes,
+        smallest=smallest,
+        largest=largest,
+        highest=max_temperature,
+        relax=relax,
+    )
+    with workflow(
+        "expansion",
+        options,
+        model=model,
+        modal=modal,
+        exact=exact,
+        structure=structure,
+        frame=frame,
+        device=device,
+        dtype=dtype,
+        out=out,
+        json=json,
+        resume=resume,
+        overwrite=overwrite,
+    ) as run:
+        result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
+        from equipes.report.crystals import expansion_plot
+
+        figures = {"expansion.png": ("properties over temperature", lambda: expansion_plot(result))}
+        run.finish(result, expansion_rows(result), figures=figures, structures=[result.atoms])
+
+
+def elastic_rows(result: ElasticResult) -> Iterator[tuple[str, object]]:
+    """The numbers of an elastic tensor, for people."""
+    yield "space group", f"{result.spacegroup}, {result.independent} independent constants"
+    names = ("xx", "yy", "zz", "yz", "xz", "xy")
+    yield "C (GPa)", " ".join(f"{name:>8}" for name in names)
+    for name, row in zip(names, result.tensor_gpa, strict=True):
+        yield name, " ".join(f"{value + 0.0:8.2f}" for value in row.round(2))
+    yield "largest error", f"{result.errors_gpa.max():.2g} GPa, by halving the strain"
+    lowest = f"lowest eigenvalue {result.eigenvalues_gpa[0]:.2f} GPa"
+    yield "stable (Born)", f"{'yes' if result.stable else 'NO'}, {lowest}"
+    if result.moduli is not None:
+        m = result.moduli
+        for name, modulus in (("bulk", m.bulk_hill_gpa), ("shear", m.shear_hill_gpa)):
+            low, high = getattr(m, f"{name}_reuss_gpa"), getattr(m, f"{name}_voigt_gpa")
+            yield f"{name} modulus", f"{modulus:.2f} GPa (Hill; Reuss {low:.2f}, Voigt {high:.2f})"
+        yield "Young's modulus", f"{m.young_gpa:.2f} GPa, Poisson's ratio {m.poisson_ratio:.3f}"
+        yield "anisotropy", f"{m.universal_anisotropy:.3f} (universal; 0 is isotropic)"
+        yield "Debye temperature", f"{result.debye_temperature_k:.0f} K, from the sound velocities"
+
+
+def phonon_rows(result: PhononResult) -> Iterator[tuple[str, object]]:
+    """The numbers of a calculation of phonons, for people."""
+    verdict = "yes" if result.stable else f"NO, {len(result.imaginary)} q-points with imaginary modes"
+    yield "stable", f"{verdict} (lowest frequency {round(result.lowest_thz, 3) + 0.0:.3f} THz)"
+    for label, frequencies in result.points_thz.items():
+        yield f"at {label}", " ".join(f"{value + 0.0:.3f}" for value in frequencies.round(3)) + " THz"
+    thermal = result.thermal
+    formula = result.atoms.get_chemical_formula()
+    yield "zero-point energy", f"{thermal.zero_point_energy_kj_per_mol:.4f} kJ per mole of {formula}"
+    at_300 = int(abs(thermal.temperatures_k - 300.0).argmin())
+    for at in dict.fromkeys((at_300, len(thermal.temperatures_k) - 1)):
+        yield (
+            f"at {thermal.temperatures_k[at]:.0f} K",
+            f"heat capacity {thermal.heat_capacity_j_per_k_per_mol[at]:.3f} J/K,"
+            f" entropy {thermal.entropy_j_per_k_per_mol[at]:.3f} J/K,"
+            f" free energy {thermal.free_energy_kj_per_mol[at]:.3f} kJ per mole of {formula}",
+        )
+
+
+def conductivity_rows(result: ConductivityResult) -> Iterator[tuple[str, object]]:
+    """The numbers of a conductivity, for people."""
+    solutions = [("relaxation time", result.relaxation_time[-1])]
+    if result.full is not None:
+        solutions.append(("full solution", result.full[-1]))
+    for name, values in solutions:
+        for temperature, value in zip(result.temperatures_k, values, strict=True):
+            tensor = " ".join(f"{component:.3f}" for component in value[:3])
+            yield f"{name}, {temperature:g} K", f"{value[:3].mean():.3f} W/(m K) (xx yy zz: {tensor})"
+
+
+def expansion_rows(result: ExpansionResult) -> Iterator[tuple[str, object]]:
+    """The numbers of thermal expansion, for people."""
+    for temperature in (0.0, 100.0, 300.0, 500.0, 1000.0):
+        at = result.at(temperature)
+        if abs(result.temperatures_k[at] - temperature) > 5:
+            continue
+        yield (
+            f"at {result.temperatures_k[at]:.0f} K",
+            f"volume {result.volume_ang3[at]:.4f} Å³, linear expansion {1e6 * result.expansion_per_k[at] / 3:.3f}e-6/K,"
+            f" bulk modulus {result.bulk_modulus_gpa[at]:.2f} GPa,"
+            f" heat capacity {result.heat_capacity_j_per_k_per_mol[at]:.3f} J/K/mol",
+        )

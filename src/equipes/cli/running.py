@@ -1,0 +1,137 @@
+"""What the commands that run a model share: arguments, the calculator, progress, and files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import ase
+    from rich.progress import Progress
+
+StructurePath = Annotated[
+    Path, typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads: extended XYZ, CIF, POSCAR, …")
+]
+FrameNumber = Annotated[int, typer.Option("--frame", help="Which structure of the file; -1 is the last.")]
+Device = Annotated[str, typer.Option("--device", help="Where the network runs: cpu, cuda, …")]
+
+
+class Precision(StrEnum):
+    """Number type of the network."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact", help="Run the model itself, not its frozen form (slower, float32 round-off apart)."
+    ),
+]
+Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the network.")]
+
+
+def start(
+    model: Path, modal: str | None, structure: Path, frame: int, device: str, dtype: Precision, *, exact: bool
+) -> tuple[ase.Atoms, Any]:
+    """The structure, and the model as a calculator."""
+    from equipes.calculators import Calculator
+    from equipes.simulate.structures import read_structure
+
+    atoms = read_structure(structure, frame)
+    calculator = Calculator(model, device=device, dtype=dtype.value, modal=modal, exact=exact)
+    _freeze(calculator, atoms)
+    return atoms, calculator
+
+
+def _freeze(calculator: Any, atoms: ase.Atoms) -> None:
+    """Freeze the potential ahead of the work, and say how far it is from the model."""
+    from equipes.calculators.ase import Calculator
+
+    frozen = calculator.freeze_for(atoms.symbols) if isinstance(calculator, Calculator) else None
+    if frozen is None:
+        return
+    off = frozen.deviation
+    typer.echo(
+        f"Frozen for {', '.join(frozen.species)}: within {off['energy']:.1e} eV/atom, {off['forces']:.1e} eV/Å, "
+        f"{off['stress']:.1e} eV/Å³ of the model (--exact runs the model itself)",
+        err=True,
+    )
+
+
+def check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:
+    """Complain before the work is done, not after, about what cannot be written."""
+    from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
+
+    from equipes.errors import InputError
+    from equipes.files import refuse_overwrite
+
+    for path in paths:
+        if path is None:
+            continue
+        refuse_overwrite(path, overwrite=overwrite)
+        if not path.parent.is_dir():
+            raise InputError(
+                f"cannot write {path}: the directory {path.parent} does not exist; create it first"
+            )
+        try:
+            writable = not structures or get_ioformat(filetype(str(path), read=False)).can_write
+        except UnknownFileTypeError:
+            writable = False
+        if not writable:
+            suffix = path.suffix or "a name without suffix"
+            raise InputError(f"cannot write {path}: {suffix} is no format that ASE writes; use .extxyz")
+
+
+def write_structures(path: Path | None, structures: ase.Atoms | list[ase.Atoms], *, overwrite: bool) -> None:
+    """Write with ASE, atomically; nothing for None."""
+    from ase.io import write
+
+    from equipes.files import atomic_write
+
+    if path is None:
+        return
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        write(temporary, structures)
+
+
+def fingerprint(model: Path, modal: str | None, dtype: Precision, *, exact: bool) -> str:
+    """Tells one model from another in a checkpoint, wherever its file lies."""
+    from equipes.foundation import locate
+
+    name = f"sha256:{hashlib.sha256(locate(model).read_bytes()).hexdigest()[:16]} in {dtype.value}"
+    name = f"{name}, exact" if exact else name
+    return name if modal is None else f"{name} for {modal}"
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """A simulation that cannot go on becomes one sentence and exit status 1."""
+    from equipes.simulate import SimulationError
+
+    try:
+        yield
+    except SimulationError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A line on stderr that moves, and leaves when the work is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
+    ) as progress:
+        yield progress
