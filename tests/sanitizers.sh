@@ -64,7 +64,7 @@ for sanitizer in "$@"; do
         ;;
     thread)
         # Where addresses are random ThreadSanitizer may not find room for its own memory.
-        export TSAN_OPTIONS="exitcode=66:report_signal_unsafe=0:suppressions=$root/tests/thread_sanitizer.supp:log_path=$build/thread/report"
+        export TSAN_OPTIONS="exitcode=66:report_signal_unsafe=0:die_after_fork=0:suppressions=$root/tests/thread_sanitizer.supp:log_path=$build/thread/report"
         check thread thread OFF "$(library libtsan.so)" "setarch $(uname -m) -R"
         ;;
     *)
