@@ -5,8 +5,8 @@
 #     bash tests/sanitizers.sh thread          one of them: address, undefined or thread
 #
 # PYTHON (python3) must have torch, nanobind and what the tests need. BUILD (build/sanitizers) takes the builds, which keep
-# a core busy for a while; SETS (the best instruction set that runs here) and MAX_L (4) choose what is built, and
-# PYTEST_ARGS is handed on.
+# a core busy for a while; SETS (the best instruction set that runs here) and MAX_L (4) choose what is built, TESTS which
+# files are run; PYTEST_ARGS is handed on.
 #
 # OpenMP's runtime is not instrumented: ThreadSanitizer would not see that it starts threads before they work and waits for
 # them afterwards. It gets a build in which std::thread does that; the barriers in between are the same ones (team.hpp).
@@ -15,6 +15,7 @@ cd "$(dirname "$0")/.."
 root=$PWD
 python=$(command -v "${PYTHON:-python3}")
 build=$(realpath -m "${BUILD:-build/sanitizers}")
+tests="tests/test_native.py tests/test_native_shapes.py tests/test_frozen.py"
 sets=${SETS:-$(PYTHONPATH=src "$python" -c 'from equipes.kernels import native; print(native.instruction_set() or "baseline")')}
 
 library() { "${CXX:-c++}" -print-file-name="$1"; }
@@ -23,8 +24,9 @@ library() { "${CXX:-c++}" -print-file-name="$1"; }
 check() {
     local folder=$build/$1
     printf '\n== %s: building %s in %s\n' "$1" "$sets" "$folder"
-    cmake -S "$root" -B "$folder" -DPython_EXECUTABLE="$python" -DEQUIPES_SANITIZE="$2" -DEQUIPES_OPENMP="$3" \
-        -DEQUIPES_INSTRUCTION_SETS="$sets" -DEQUIPES_MAX_L="${MAX_L:-}" \
+    # Not "Release", of which nanobind takes the names of functions away.
+    cmake -S "$root" -B "$folder" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE="$python" \
+        -DEQUIPES_SANITIZE="$2" -DEQUIPES_OPENMP="$3" -DEQUIPES_INSTRUCTION_SETS="$sets" -DEQUIPES_MAX_L="${MAX_L:-}" \
         -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$folder/lib" >"$folder.cmake.log" 2>&1 || { cat "$folder.cmake.log"; exit 1; }
     cmake --build "$folder" --parallel "${JOBS:-1}" >"$folder.build.log" 2>&1 || { tail -n 30 "$folder.build.log"; exit 1; }
     # A package of its own, so that no other build is imported.
@@ -38,7 +40,7 @@ check() {
     # Nothing but the tests is loaded with the sanitizer's library: compilers and shells would be checked, too.
     # shellcheck disable=SC2086
     LD_PRELOAD=$4 OMP_NUM_THREADS=1 PYTHONPATH=$folder/package PYTHONDONTWRITEBYTECODE=1 \
-        $5 "$python" -m pytest -p no:cacheprovider -q tests/test_native.py tests/test_native_shapes.py ${PYTEST_ARGS:-}
+        $5 "$python" -m pytest -p no:cacheprovider -q ${TESTS:-$tests} ${PYTEST_ARGS:-}
     if compgen -G "$folder/report*" >/dev/null; then
         cat "$folder"/report*
         exit 1

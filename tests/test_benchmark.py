@@ -169,7 +169,8 @@ def test_learning_curve(plain: Path, tmp_path: Path) -> None:
 
 
 def test_extrapolation(heated: Path, tmp_path: Path) -> None:
-    case = temperature_case(heated, "acac", 10)
+    assert "reference_energies" not in temperature_case(heated, "acac", 10).data
+    case = temperature_case(heated, "acac", 10, isolated_atoms=True)
     assert [test.name for test in case.tests] == ["600K", "dihedral"]
     assert case.data["reference_energies"] == {"H": -1.5, "O": -7.0}
     assert case.data["n_val"] == list(range(10, 60))
@@ -245,6 +246,9 @@ def test_bad_input(plain: Path, heated: Path, tmp_path: Path) -> None:
     shutil.copy(heated / "train_300K.xyz", alone)
     with pytest.raises(InputError, match=r"no test_\*\.xyz"):
         temperature_case(alone, "3bpa", 5)
+    shutil.copy(heated / "test_dihedral.xyz", alone)
+    with pytest.raises(InputError, match="leave out --isolated-atoms"):
+        temperature_case(alone, "3bpa", 5, isolated_atoms=True)
 
 
 def test_download(archive: Path, tmp_path: Path) -> None:

@@ -435,3 +435,22 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert shown.returncode == 0 and "frozen" in shown.stdout and "deviation.forces" in shown.stdout
     again = run_forked("freeze", out, "-o", "again.safetensors", cwd=tmp_path)
     assert again.returncode == 2 and "frozen potential" in again.stderr
+
+
+def test_many_atoms_in_any_order() -> None:
+    """Large structures are put into an order of their own: it must be undone, and distances must not matter to it."""
+    potential = build(
+        "nequip", ["C"], {"r_max": 2.0, "num_layers": 2, "num_features": 2, "l_max": 1}, dtype="float64"
+    )
+    frozen = potential.freeze(tolerance=1e-9)
+    atoms = bulk("C", cubic=True) * (5, 5, 6)
+    atoms.rattle(0.1, seed=1)
+    rng = np.random.default_rng(0)
+    atoms = atoms[rng.permutation(len(atoms))]
+    atoms.positions[::7] += atoms.cell[0] * 1e3
+    atoms.positions[::5] -= atoms.cell[1]
+    assert len(atoms) > 1000
+    graph = graph_of([atoms], 2.0)
+    found = frozen(graph)
+    assert max(differences(found, potential.eval()(graph)).values()) < 1e-6
+    assert torch.equal(found.forces, frozen(graph).forces)

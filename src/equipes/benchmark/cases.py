@@ -114,14 +114,17 @@ def _indices(path: Path) -> np.ndarray:
     return indices
 
 
-def temperature_case(folder: Path, benchmark: str, n_train: int = 450) -> Case:
+def temperature_case(
+    folder: Path, benchmark: str, n_train: int = 450, *, isolated_atoms: bool = False
+) -> Case:
     """Trained at 300 K, tested elsewhere: acetylacetone (`acac`) and 3BPA (`3bpa`).
 
-    Of `train_300K.xyz` the last 50 frames validate. Every `test_*.xyz` is a test set. Energies of isolated atoms are
-    those of `isolated_atoms.xyz` or `iso_atoms.xyz`, if there is one.
+    Of `train_300K.xyz` the last 50 frames validate. Every `test_*.xyz` is a test set. Reference energies are fitted to
+    the frames; with `isolated_atoms` they are those of `isolated_atoms.xyz` or `iso_atoms.xyz`, and the energy of
+    atomisation, tens of eV, is to be learnt too.
 
     Raises:
-        InputError: no training file, no test file, or too few frames.
+        InputError: no training file, no test file, no isolated atoms though asked for, or too few frames.
     """
     train = folder / "train_300K.xyz"
     tests = sorted(folder.glob("test_*.xyz"), key=lambda path: _kelvin(path.stem))
@@ -141,9 +144,13 @@ def temperature_case(folder: Path, benchmark: str, n_train: int = 450) -> Case:
         "n_train": list(range(n_train)),
         "n_val": list(range(count - N_VALIDATION, count)),
     }
-    for name in ("isolated_atoms.xyz", "iso_atoms.xyz"):
-        if (folder / name).is_file():
-            data["reference_energies"] = _isolated_atoms(folder / name)
+    if isolated_atoms:
+        found = [
+            path for name in ("isolated_atoms", "iso_atoms") if (path := folder / f"{name}.xyz").is_file()
+        ]
+        if not found:
+            raise InputError(f"{folder}: no isolated_atoms.xyz; leave out --isolated-atoms, or add it")
+        data["reference_energies"] = _isolated_atoms(found[0])
     named = tuple(HeldOut(_published_name(path.stem), path) for path in tests)
     return Case(benchmark, benchmark, n_train, data, named)
 

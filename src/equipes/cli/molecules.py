@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from equipes.benchmark import BenchmarkSettings, Case
 
-ARCHITECTURES = ("nequip", "mace", "schnet", "physnet", "ani")
+ARCHITECTURES = ("nequip", "mace", "sevennet", "schnet", "physnet", "ani")
+DEFAULT_ARCHITECTURES = ("nequip", "mace", "schnet", "physnet", "ani")
 DEFAULT_MOLECULES = ("ethanol", "benzene", "malonaldehyde", "uracil", "aspirin")
 
 Data = Annotated[
@@ -28,8 +29,13 @@ Out = Annotated[
 Models = Annotated[
     list[str] | None,
     typer.Option(
-        "--model", metavar="NAME", help=f"Of {', '.join(ARCHITECTURES)}; more than once; all by default."
+        "--model",
+        metavar="NAME",
+        help=f"Of {', '.join(ARCHITECTURES)}; more than once; all but sevennet by default.",
     ),
+]
+IsolatedAtoms = Annotated[
+    bool, typer.Option("--isolated-atoms", help="Reference energies from isolated_atoms.xyz, not fitted.")
 ]
 Minutes = Annotated[float, typer.Option("--minutes", min=0.001, help="Wall-clock budget of each training.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of weights and batches.")]
@@ -100,6 +106,7 @@ def acac(
     out: Out = Path("benchmark-acac"),
     model: Models = None,
     frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames to train on.")] = 450,
+    isolated_atoms: IsolatedAtoms = False,
     minutes: Minutes = 30.0,
     seed: Seed = 0,
     set_: Set = None,
@@ -107,7 +114,10 @@ def acac(
     overwrite: Overwrite = False,
 ) -> None:
     """Acetylacetone: trained at 300 K, tested at 300 K, at 600 K and along a dihedral (every test_*.xyz there is)."""
-    _temperatures("acac", data, frames, model, _settings(minutes, seed, set_), out, json, overwrite=overwrite)
+    from equipes.benchmark import temperature_case
+
+    case = temperature_case(data or Path("acac"), "acac", frames, isolated_atoms=isolated_atoms)
+    _run([case], model, _settings(minutes, seed, set_), out, json, overwrite=overwrite)
 
 
 def three_bpa(
@@ -115,6 +125,7 @@ def three_bpa(
     out: Out = Path("benchmark-3bpa"),
     model: Models = None,
     frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames to train on.")] = 450,
+    isolated_atoms: IsolatedAtoms = False,
     minutes: Minutes = 30.0,
     seed: Seed = 0,
     set_: Set = None,
@@ -122,25 +133,10 @@ def three_bpa(
     overwrite: Overwrite = False,
 ) -> None:
     """3BPA: trained at 300 K, tested at 300, 600 and 1200 K and along dihedrals (every test_*.xyz there is)."""
-    _temperatures("3bpa", data, frames, model, _settings(minutes, seed, set_), out, json, overwrite=overwrite)
-
-
-def _temperatures(
-    name: str,
-    data: Path | None,
-    frames: int,
-    models: list[str] | None,
-    settings: BenchmarkSettings,
-    out: Path,
-    json: Path | None,
-    *,
-    overwrite: bool,
-) -> None:
     from equipes.benchmark import temperature_case
 
-    _run(
-        [temperature_case(data or Path(name), name, frames)], models, settings, out, json, overwrite=overwrite
-    )
+    case = temperature_case(data or Path("3bpa"), "3bpa", frames, isolated_atoms=isolated_atoms)
+    _run([case], model, _settings(minutes, seed, set_), out, json, overwrite=overwrite)
 
 
 def _settings(minutes: float, seed: int, assignments: list[str] | None) -> BenchmarkSettings:
@@ -180,7 +176,7 @@ def _run(
     from equipes.benchmark.runs import Interrupted
     from equipes.files import writing_to
 
-    names = list(dict.fromkeys(models or ARCHITECTURES))
+    names = list(dict.fromkeys(models or DEFAULT_ARCHITECTURES))
     _refuse_unknown(names)
     check_json_path(json, overwrite=overwrite)
     with writing_to(out):

@@ -11,6 +11,8 @@ constexpr int kTileAtoms = 24;
 // Tiles that go through one section before the next: few enough for their features to stay in the third-level cache,
 // enough for the section's splines to be worth fetching.
 constexpr int kChunkTiles = 40;
+// With fewer atoms all features fit into the cache in any order.
+constexpr std::int64_t kOrderedAtoms = 1000;
 // Vectors of channels of a section: more for scalars, which have fewer paths and nearly nothing to prepare for a receiver.
 constexpr int section_vectors(int l1) { return l1 == 0 ? 8 : 4; }
 
@@ -67,6 +69,28 @@ struct Tile {
 };
 
 }  // namespace
+
+// Atoms so ordered that neighbours are near in memory, too: along a curve of Morton through boxes of a few Å. It depends on
+// the positions alone, so that equal structures still give equal bits.
+inline std::vector<std::int64_t> order_in_space(const double* positions, std::int64_t atoms) {
+  constexpr double kBox = 4.0;  // Å
+  constexpr int kBits = 16;
+  std::vector<std::int64_t> order(atoms);
+  for (std::int64_t i = 0; i < atoms; ++i) order[i] = i;
+  if (atoms < kOrderedAtoms) return order;
+  double low[3] = {positions[0], positions[1], positions[2]};
+  for (std::int64_t i = 0; i < 3 * atoms; ++i) low[i % 3] = std::min(low[i % 3], positions[i]);
+  std::vector<std::uint64_t> keys(atoms, 0);
+  for (std::int64_t i = 0; i < atoms; ++i)
+    for (int c = 0; c < 3; ++c) {
+      const double box = (positions[3 * i + c] - low[c]) / kBox;
+      // Also what is no number or very far must have some place.
+      const std::uint64_t place = box >= 0 ? std::uint64_t(std::min(box, double((1 << kBits) - 1))) : 0;
+      for (int b = 0; b < kBits; ++b) keys[i] |= (place >> b & 1) << (3 * b + c);
+    }
+  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) { return keys[a] < keys[b]; });
+  return order;
+}
 
 // Atoms stand in slots, those of a species side by side where matrices depend on the species.
 template <class T>
@@ -415,7 +439,7 @@ void Frozen<T>::prepare(Pass& pass, int threads, const FrozenInput& input, bool 
   pass.atom.resize(N);
   pass.slot.resize(N);
   pass.type_at.resize(N);
-  for (std::int64_t i = 0; i < N; ++i) {
+  for (const std::int64_t i : order_in_space(input.positions, N)) {
     const std::int64_t slot = start[group_of(i)]++;
     pass.slot[i] = std::int32_t(slot);
     pass.atom[slot] = i;
