@@ -124,7 +124,7 @@ def test_an_activation_energy_is_recovered(rng: np.random.Generator) -> None:
 LIQUID = DiffusionRunOptions(
     temperatures=(250.0, 400.0),
     analysis=DiffusionOptions("Ar", blocks=2, charge=0.0),
-    steps=500,
+    steps=260,
     timestep=8.0,
     interval=5,
 )
@@ -143,7 +143,7 @@ def test_runs_at_two_temperatures_go_on_to_the_same_result(tmp_path: Path) -> No
     assert whole.temperatures[1].diffusion_cm2_per_s > 1e-5
 
     def stop(kelvin, step, row) -> None:
-        if kelvin == 400.0 and step == 200:
+        if kelvin == 400.0 and step == 100:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -171,7 +171,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr("equipes.calculators.Calculator", lambda *_, **__: PairCalculator(cutoff=6.0))
     Path("any").touch()
     ase.io.write("argon.extxyz", liquid())
-    options = ["--mobile", "Ar", "--temperature", 300, "--temperature", 400, "--steps", 400, "--interval", 5]
+    options = ["--mobile", "Ar", "--temperature", 300, "--temperature", 400, "--steps", 260, "--interval", 5]
     options += ["--timestep", 8, "--blocks", 2]
     assert equipes_command("diffusion", "any", "argon.extxyz", "--out", "d", *options) == 0
     shown = capsys.readouterr()

@@ -59,8 +59,8 @@ def test_a_vacancy_hop_goes_over_the_saddle_that_symmetry_gives(ends, hop) -> No
 def test_the_image_climbs_to_the_saddle_between_images() -> None:
     """With an even number of images none starts at the top."""
     first, last = vacancy_hop(bulk("Cu", a=3.59, cubic=True) * (2, 2, 1), 0)
-    even = neb(first, last, EMT(), NEBOptions(images=4, fmax=0.02))
-    odd = neb(first, last, EMT(), NEBOptions(images=3, fmax=0.02))
+    even = neb(first, last, EMT(), NEBOptions(images=4))
+    odd = neb(first, last, EMT(), NEBOptions(images=3))
     assert even.barrier_ev == pytest.approx(odd.barrier_ev, abs=0.003)
     assert abs(even.images[even.saddle].get_forces()).max() < 0.05
 

@@ -305,7 +305,7 @@ def _result(
         f" {len(invariant)} constants that the symmetry allows; axes: a along x, b in the xy plane"
     )
     check = Check(
-        "half the strain: the largest change of a constant", float(errors.max()) / scale, options.limit
+        "half the strain: the elastic constant that differs most", float(errors.max()) / scale, options.limit
     )
     relaxed = bare(crystal)
     return ElasticResult(

@@ -325,7 +325,6 @@ def _result(images: list[ase.Atoms], steps: int, largest: float, options: NEBOpt
         image.info = {"label": f"image {number}, {energies[number]:.3f} eV"}
     height = float(energies[saddle])
     checks = (
-        Check("the force across the band, of its limit,", largest / options.fmax, 1.0),
         Check(
             "the spline through all images instead of the climbing one: the barrier",
             abs(spline - height),
