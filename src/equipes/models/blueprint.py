@@ -253,7 +253,7 @@ def _species_matrices(linear: SpeciesLinear, embedding: Tensor) -> dict[Irrep, T
 
 def _network_matrices(network: ScalarMLP) -> list[Tensor]:
     return [
-        weight * math.sqrt((network.gain if k else 1.0) / weight.shape[0])
+        weight * ((network.activation_scale if k else 1.0) / math.sqrt(weight.shape[0]))
         for k, weight in enumerate(network.weights)
     ]
 
