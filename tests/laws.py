@@ -45,7 +45,7 @@ class Model:
     reference_energies: dict[str, float]
     cutoffs: tuple[float, ...]  # every radius at which some pair of atoms loses sight of each other
     knows_reflections: bool = True  # without, a mirror image may have another energy
-    kinks: tuple[float, ...] = ()  # radii at which the second derivative of the energy jumps
+    kinks: tuple[float, ...] = ()  # radii at which the second or third derivative of the energy jumps
     alone: float = 0.0  # tolerance of an isolated atom's energy; 0 where no layer touches it
     broken: Callable[[Any], Evaluator] = lambda potential: potential
 
@@ -63,7 +63,7 @@ class Model:
         return all(bool(((lengths - kink).abs() > 0.03).all()) for kink in self.kinks)
 
     def finite_difference(self, atoms: Atoms) -> float:
-        """The tolerance of derivatives of the energy, which are less exact where the second derivative jumps."""
+        """The tolerance of derivatives of the energy, which are less exact where a low derivative jumps."""
         return FINITE_DIFFERENCE if self.smooth_at(atoms) else 1e-3
 
     @cached_property

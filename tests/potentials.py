@@ -65,10 +65,10 @@ def invariant(architecture: str, name: str, *cutoffs: float, **hyperparameters: 
         "per_type_energy_shifts": SHIFTS,
     }
     cutoffs = (*cutoffs, small["r_max"])
-    # The second derivative of ANI's cosine cutoff jumps.
-    kinks = cutoffs if architecture == "ani" else ()
+    # The second derivative of ANI's cosine cutoff jumps, and the third of the others' polynomial: unlike Bessel's, their
+    # radial functions do not vanish at the cutoff.
     model = Model(
-        f"{architecture} {name}", architecture, small | hyperparameters, SHIFTS, cutoffs, kinks=kinks
+        f"{architecture} {name}", architecture, small | hyperparameters, SHIFTS, cutoffs, kinks=cutoffs
     )
     return with_own_reference_energies(model)
 

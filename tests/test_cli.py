@@ -189,6 +189,8 @@ def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
         [sys.executable, "-m", "equipes", "train", str(config), "--out", str(tmp_path / "run")],
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with config.open("w"):  # returns when the command has begun to read
         time.sleep(0.2)

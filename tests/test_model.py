@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,11 @@ def test_public_names() -> None:
 def test_defaults_build(architecture: str) -> None:
     potential = build(architecture, ["Si"])
     assert potential.architecture == architecture
-    assert potential.cutoff == 5.0
+    assert potential.cutoff == (5.2 if architecture == "ani" else 5.0)  # ANI's is that of its paper
     assert potential.dtype == torch.float32
-    assert potential(AtomGraph.from_atoms(Atoms("Si"), 5.0)).energy.item() == 0.0
+    energy = potential(AtomGraph.from_atoms(Atoms("Si"), potential.cutoff)).energy.item()
+    # In the others an atom alone goes through layers of its own.
+    assert energy == 0.0 if architecture in ("nequip", "mace") else math.isfinite(energy)
 
 
 def test_same_seed_same_weights_and_the_global_state_is_left_alone() -> None:
