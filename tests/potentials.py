@@ -65,8 +65,8 @@ def invariant(architecture: str, name: str, *cutoffs: float, **hyperparameters: 
         "per_type_energy_shifts": SHIFTS,
     }
     cutoffs = (*cutoffs, small["r_max"])
-    # The second derivative of ANI's cosine cutoff jumps, and the third of the others' polynomial: unlike Bessel's, their
-    # radial functions do not vanish at the cutoff.
+    # The second derivative of ANI's cosine cutoff jumps, and the third of the others' polynomial: unlike Bessel's,
+    # their radial functions do not vanish at the cutoff.
     model = Model(
         f"{architecture} {name}", architecture, small | hyperparameters, SHIFTS, cutoffs, kinks=cutoffs
     )
