@@ -141,7 +141,7 @@ typename Engine<T>::Layer Engine<T>::make_layer(const LayerSpec& stated) {
     for (const Irrep& irrep : stated.gate_in)
       for (const Irrep& source : stated.irreps_in) {
         if (!source.same_kind(irrep)) continue;
-        const int weight = add_weight(Channels<T>::dense(spec_.n_attributes), gate_channels(stated, irrep),
+        const int weight = add_weight(Channels<T>::dense(n_attributes()), gate_channels(stated, irrep),
                                       source.multiplicity, irrep.idle);
         if (!irrep.idle) layer.self_connection.push_back({layer.in.find(irrep), layer.gate_in.find(irrep), weight});
       }
@@ -184,8 +184,7 @@ template <class T>
 Engine<T>::Engine(const ModelSpec& spec) : spec_(spec) {
   if (spec.l_max > kMaxL) throw std::invalid_argument("l_max is too large for the native kernels");
   mark_idle(spec_.layers);
-  attributes_.add({spec.n_attributes, 0, 1}, Channels<T>({spec.n_attributes}));
-  embedding_ = add_weight(Channels<T>::dense(spec.n_species), Channels<T>({spec.n_attributes}));
+  embedding_ = add_weight(Channels<T>::dense(spec.n_species), Channels<T>({spec.n_features}));
   for (const LayerSpec& stated : spec_.layers) layers_.push_back(make_layer(stated));
   const Features<T>& last = layers_.back().out;
   if (last.blocks.size() != 1 || last.blocks[0].irrep.l != 0)
@@ -262,8 +261,8 @@ void Engine<T>::self_connect(Team team, const Pass& pass, const Layer& layer, in
     const Block<T>& in = layer.in.blocks[entry.from];
     const Block<T>& out = layer.gate_in.blocks[entry.to];
     count_operations(team, Routine::kSelfConnection, 2.0 * atoms * in.components() * in.width() * out.width());
-    for (std::size_t s = 0; s < pass.plan.species.size(); ++s) {
-      const SpeciesRange& range = pass.plan.species[s];
+    for (std::size_t s = 0; s < pass.kinds.size(); ++s) {
+      const SpeciesRange& range = pass.kinds[s];
       const Matrix<T> weight{pass.layers[k].species_matrices[c] + s * in.width() * out.width(), out.width()};
       const std::int64_t rows = (range.last - range.first) * in.components();
       const std::int64_t at_in = range.first * in.size(), at_out = range.first * out.size();
@@ -277,29 +276,30 @@ void Engine<T>::self_connect(Team team, const Pass& pass, const Layer& layer, in
   }
 }
 
-// W_species[u, w] = Σ_v a_species[v] W[u, v, w] / √(channels · attributes)
+// W_species[u, w] = Σ_v a_species[v] W[u, v, w] / √(channels · attributes); without species there is one, a = 1
 template <class T>
 void Engine<T>::make_species_matrices(Team team, Pass& pass, int k) const {
   const Timer timer(team, Routine::kSpeciesMatrices);
   const Layer& layer = layers_[k];
-  const std::int64_t n_species = std::int64_t(pass.plan.species.size());
+  const std::int64_t n_kinds = std::int64_t(pass.kinds.size());
+  const int depth = Channels<T>::padded(n_attributes());
   for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
     const BlockWeight& entry = layer.self_connection[c];
     const Block<T>& in = layer.in.blocks[entry.from];
     const int width = layer.gate_in.blocks[entry.to].width();
     const std::int64_t stride = std::int64_t(in.width()) * width;
-    const T factor = T(1.0 / std::sqrt(double(in.channels.count()) * spec_.n_attributes));
+    const T factor = T(1.0 / std::sqrt(double(in.channels.count()) * n_attributes()));
     const auto [first, last] = team.share(in.width());
     for (std::int64_t u = first; u < last; ++u) {
       T* target = pass.layers[k].species_matrices[c] + u * width;
       if (u < in.channels.count())
-        multiply<T>(Team{}, n_species, width, spec_.n_attributes, {pass.attributes, attributes_.blocks[0].width()},
+        multiply<T>(Team{}, n_kinds, width, n_attributes(), {pass.attributes, depth},
                     {pass.values[entry.weight] + u * weights_[entry.weight].matrix_size(), width}, target, stride, false,
                     factor);
       else
-        for (std::int64_t s = 0; s < n_species; ++s) std::fill_n(target + s * stride, width, T(0));
+        for (std::int64_t s = 0; s < n_kinds; ++s) std::fill_n(target + s * stride, width, T(0));
     }
-    count_operations(team, Routine::kSpeciesMatrices, 2.0 * in.channels.count() * spec_.n_attributes * width * n_species);
+    count_operations(team, Routine::kSpeciesMatrices, 2.0 * in.channels.count() * n_attributes() * width * n_kinds);
   }
 }
 
@@ -357,7 +357,7 @@ void Engine<T>::self_connection_gradient(Team team, const Pass& pass, int k, con
   const Layer& layer = layers_[k];
   const typename Pass::State& state = pass.layers[k];
   const std::int64_t atoms = pass.plan.atoms;
-  const std::vector<SpeciesRange>& species = pass.plan.species;
+  const std::vector<SpeciesRange>& species = pass.kinds;
   {
     const Timer timer(team, Routine::kSelfConnectionGradient);
     for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
@@ -380,20 +380,22 @@ void Engine<T>::self_connection_gradient(Team team, const Pass& pass, int k, con
   }
   team.wait();
   const Timer timer(team, Routine::kSpeciesMatrices);
-  const int n_attributes = attributes_.blocks[0].width();
+  const int depth = Channels<T>::padded(n_attributes());
   for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
     const BlockWeight& entry = layer.self_connection[c];
     const Block<T>& in = layer.in.blocks[entry.from];
     const int width = layer.gate_in.blocks[entry.to].width(), channels = in.channels.count();
     const Weight<T>& cube = weights_[entry.weight];
-    const T norm = T(1.0 / std::sqrt(double(channels) * spec_.n_attributes));
+    const T norm = T(1.0 / std::sqrt(double(channels) * n_attributes()));
     const std::int64_t size = std::int64_t(in.width()) * width;
     const auto [first_row, last_row] = team.share(channels);
     for (std::int64_t u = first_row; u < last_row; ++u)
-      multiply<T>(Team{}, spec_.n_attributes, width, species.size(),
-                  Matrix<T>{pass.attributes, n_attributes}.transposed(), {state.species_changes[c] + u * width, size},
+      multiply<T>(Team{}, n_attributes(), width, species.size(),
+                  Matrix<T>{pass.attributes, depth}.transposed(), {state.species_changes[c] + u * width, size},
                   targets[entry.weight] + u * cube.matrix_size(), width, false, norm);
-    const auto [first, last] = team.share(spec_.n_attributes);
+    count_operations(team, Routine::kSpeciesMatrices, 4.0 * channels * n_attributes() * width * species.size());
+    if (!spec_.species_aware) continue;
+    const auto [first, last] = team.share(n_attributes());
     for (std::int64_t v = first; v < last; ++v)
       for (std::size_t s = 0; s < species.size(); ++s) {
         Vector<T> total{};
@@ -402,9 +404,8 @@ void Engine<T>::self_connection_gradient(Team team, const Pass& pass, int k, con
           const T* change = state.species_changes[c] + s * size + u * width;
           for (int w = 0; w < width; w += kLanes<T>) total += load(matrix + w) * load(change + w);
         }
-        targets[embedding_][species[s].type * n_attributes + v] += sum<T>(total) * norm;
+        targets[embedding_][species[s].type * depth + v] += sum<T>(total) * norm;
       }
-    count_operations(team, Routine::kSpeciesMatrices, 4.0 * channels * spec_.n_attributes * width * species.size());
   }
 }
 
@@ -866,13 +867,17 @@ void Engine<T>::sweep_forward(Team team, Pass& pass, const double* vectors, doub
     pass.basis.evaluate(team, plan, Channels<T>::padded(spec_.n_roots), pass.basis_rows);
   }
   const T* embedding = pass.values[embedding_];
-  const int n_attributes = attributes_.blocks[0].width();
-  if (team.rank == 0)
-    for (std::size_t s = 0; s < plan.species.size(); ++s)
-      std::copy_n(embedding + plan.species[s].type * n_attributes, n_attributes, pass.attributes + s * n_attributes);
+  const int width = int(layers_[0].in.size);
+  if (team.rank == 0) {
+    if (spec_.species_aware)
+      for (std::size_t s = 0; s < pass.kinds.size(); ++s)
+        std::copy_n(embedding + pass.kinds[s].type * width, width, pass.attributes + s * width);
+    else
+      pass.attributes[0] = T(1);
+  }
   const auto [first, last] = team.share(plan.atoms);
   for (std::int64_t n = first; n < last; ++n)
-    std::copy_n(embedding + pass.type_at[n] * n_attributes, n_attributes, pass.layers[0].x + n * n_attributes);
+    std::copy_n(embedding + pass.type_at[n] * width, width, pass.layers[0].x + n * width);
   team.wait();
   for (int k = 0; k < int(layers_.size()); ++k) {
     const Layer& layer = layers_[k];
@@ -1004,11 +1009,11 @@ void Engine<T>::sweep_dual(Team team, Pass& pass, const Gradients& gradients) co
     team.wait();
     std::swap(change, below);
   }
-  const int n_attributes = attributes_.blocks[0].width();
-  const auto [first, last] = team.share(n_attributes);
+  const int width = int(layers_[0].in.size);
+  const auto [first, last] = team.share(width);
   for (std::int64_t n = 0; n < pass.plan.atoms; ++n)
     for (std::int64_t v = first; v < last; ++v)
-      gradients.weights[embedding_][pass.type_at[n] * n_attributes + v] += change[n * n_attributes + v];
+      gradients.weights[embedding_][pass.type_at[n] * width + v] += change[n * width + v];
 }
 
 // ---- Passes
@@ -1095,7 +1100,8 @@ void Engine<T>::prepare(Pass& pass, int threads, const std::vector<const void*>&
     pass.private_features.push_back(arena.take<T>(atoms * widest));
     pass.private_edges.push_back(arena.take<T>(pass.edge_numbers));
   }
-  pass.attributes = arena.take<T>(plan.species.size() * attributes_.blocks[0].width());
+  pass.kinds = spec_.species_aware ? plan.species : std::vector<SpeciesRange>{{0, 0, atoms}};
+  pass.attributes = arena.take<T>(pass.kinds.size() * Channels<T>::padded(n_attributes()));
   for (const Layer& layer : layers_) {
     pass.layers.emplace_back();
     prepare_layer(pass, layer, pass.layers.back());

@@ -34,7 +34,8 @@ struct LayerSpec {
 };
 
 struct ModelSpec {
-  int n_species = 0, n_attributes = 0, l_max = 0;
+  int n_species = 0, n_features = 0, l_max = 0;  // n_features: of the first layer, the embedding of the species
+  bool species_aware = true;  // self-connections have a matrix for each species, made of its embedding
   std::vector<double> cutoffs;  // [n_species, n_species] Å, by receiver and sender
   std::vector<double> norms;  // [n_species], of senders
   RadialBasis basis;  // without roots: they are a parameter
@@ -146,8 +147,9 @@ class Engine {
   Gradients prepare_gradients(Pass&, int threads, const std::vector<void*>& gradients, Arena&) const;
 
   int n_harmonics() const { return (spec_.l_max + 1) * (spec_.l_max + 1); }
+  int n_attributes() const { return spec_.species_aware ? spec_.n_features : 1; }
   std::int64_t species_matrices_size(const Pass& pass, const Layer& layer, const BlockWeight& entry) const {
-    return std::int64_t(pass.plan.species.size()) * layer.in.blocks[entry.from].width() *
+    return std::int64_t(pass.kinds.size()) * layer.in.blocks[entry.from].width() *
            layer.gate_in.blocks[entry.to].width();
   }
 
@@ -159,7 +161,6 @@ class Engine {
   }
 
   ModelSpec spec_;
-  Features<T> attributes_;
   std::vector<Layer> layers_;
   Network<T> readout_;
   std::vector<int> readout_weights_;
@@ -182,7 +183,7 @@ struct Engine<T>::Pass {
     T *odd_slope = nullptr, *odd_curvature = nullptr;  // of the odd scalars: c tanh(z)
     typename Network<T>::State radial;
     std::vector<WeightTile<T>> tiles;  // radial weights, each [pairs, 2, channels]: w and dw/dr
-    std::vector<T*> species_matrices, species_changes;  // of the self-connection, [species, rows, columns]
+    std::vector<T*> species_matrices, species_changes;  // of the self-connection, [kinds, rows, columns]
     T *x_cotangent, *y_cotangent, *messages_cotangent, *z_cotangent;  // of the energy
     T *x_tangent, *y_tangent, *messages_tangent, *z_tangent;
     T *x_change, *y_change, *messages_change, *z_change;  // how the cotangents change
@@ -205,7 +206,8 @@ struct Engine<T>::Pass {
   T* harmonics;
   std::vector<const T*> values;  // of the weights
   const double *scales, *shifts;
-  T* attributes;  // embeddings of the species that occur, [species, n_attributes]
+  std::vector<SpeciesRange> kinds;  // atoms that share a self-connection: those of each species, or all
+  T* attributes;  // what the self-connections of these are made of: embeddings, or 1; [kinds, attributes]
   std::vector<State> layers;  // one more than the model has: the last holds what the readout takes
   typename Network<T>::State readout;
   T* readout_cotangent;

@@ -94,18 +94,31 @@ inline std::pair<double, double> polynomial_cutoff(double x, int p) {
   return {1.0 - power * x * (a - x * (b - c * x)), -power * (a * p - x * (b * (p + 1) - c * (p + 2) * x))};
 }
 
+// u(x) = (1 - x²)² (1 + 2 x² - 3 on²) / (1 - on²)³ from on to 1, and its derivative: the switching function of X-PLOR.
+inline std::pair<double, double> xplor_cutoff(double x, double on) {
+  if (x >= 1.0) return {0.0, 0.0};
+  if (x < on) return {1.0, 0.0};
+  const double left = 1.0 - x * x, width = 1.0 - on * on, scale = 1.0 / (width * width * width);
+  return {left * left * (1.0 + 2.0 * x * x - 3.0 * on * on) * scale, 12.0 * x * left * (on * on - x * x) * scale};
+}
+
 // The radial basis e_n = 2π/r_max² sin(nπx)/(πx) u(x), x = r / cutoff, as rows (e, de/dr) of each pair.
 struct RadialBasis {
   double r_max = 0;
   int power = 0;
+  double on = 0;  // where X-PLOR's function begins, of the cutoff; 0: the polynomial is the cutoff function
   std::vector<double> roots;
+
+  std::pair<double, double> envelope(double x) const {
+    return on > 0 ? xplor_cutoff(x, on) : polynomial_cutoff(x, power);
+  }
 
   template <class T>
   void evaluate(Team team, const Plan& plan, int width, T* rows) const {
     const auto [first, last] = team.share(plan.pairs);
     for (std::int64_t k = first; k < last; ++k) {
       const double slope = 1.0 / plan.pair_cutoff[k], x = plan.pair_length[k] * slope;
-      const auto [u, du] = polynomial_cutoff(x, power);
+      const auto [u, du] = envelope(x);
       const double factor = 2 * kPi / (r_max * r_max);
       T* row = rows + 2 * k * width;
       std::fill_n(row, 2 * width, T(0));
@@ -123,7 +136,7 @@ struct RadialBasis {
   void roots_gradient(const Plan& plan, int width, const T* cotangent, double* gradient) const {
     for (std::int64_t k = 0; k < plan.pairs; ++k) {
       const double slope = 1.0 / plan.pair_cutoff[k], x = plan.pair_length[k] * slope;
-      const auto [u, du] = polynomial_cutoff(x, power);
+      const auto [u, du] = envelope(x);
       const double factor = 2 * kPi / (r_max * r_max);
       const T* row = cotangent + 2 * k * width;
       for (std::size_t n = 0; n < roots.size(); ++n) {

@@ -39,12 +39,14 @@ std::vector<PathSpec> paths(nb::handle list) {
 ModelSpec model(nb::dict given) {
   ModelSpec spec;
   spec.n_species = nb::cast<int>(given["n_species"]);
-  spec.n_attributes = nb::cast<int>(given["n_attributes"]);
+  spec.n_features = nb::cast<int>(given["n_features"]);
+  spec.species_aware = nb::cast<bool>(given["species_aware"]);
   spec.l_max = nb::cast<int>(given["l_max"]);
   spec.cutoffs = nb::cast<std::vector<double>>(given["cutoffs"]);
   spec.norms = nb::cast<std::vector<double>>(given["norms"]);
   spec.basis.r_max = nb::cast<double>(given["r_max"]);
   spec.basis.power = nb::cast<int>(given["cutoff_power"]);
+  spec.basis.on = nb::cast<double>(given["cutoff_on"]);
   spec.n_roots = nb::cast<int>(given["n_roots"]);
   spec.readout_widths = nb::cast<std::vector<int>>(given["readout_widths"]);
   spec.repulsion.power = nb::cast<int>(given["repulsion_power"]);
