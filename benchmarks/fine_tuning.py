@@ -46,8 +46,7 @@ def main() -> None:
     minutes = 0.2 if options.quick else options.minutes
     rows = [before(options)]
     for n in options.frames:
-        for case in options.cases:
-            rows.append(run(case, n, minutes, options))
+        rows += [run(case, n, minutes, options) for case in options.cases]
     columns = ["", "frames", "energy meV/atom", "forces meV/Å", "stress meV/Å³", "steps"]
     columns += ["forgotten: energy meV/atom", "forces meV/Å", "MPtrj forces meV/Å"]
     show = [

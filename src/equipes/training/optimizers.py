@@ -14,7 +14,7 @@ from equipes.nn.adapters import LowRankAdapters
 from equipes.training.config import TrainConfig
 
 PEAK_LEARNING_RATE = {"adamw": 0.01, "soap": 0.01, "muon": 0.02}
-FINE_TUNING = 0.1
+FINE_TUNING = 0.2
 """What a good learning rate is multiplied by where weights are trained already."""
 
 
