@@ -46,7 +46,10 @@ def start(
     from equipes.simulate.structures import read_structure
 
     atoms = read_structure(structure, frame)
-    calculator = Calculator(model, device=device, dtype=dtype.value, modal=modal, exact=exact)
+    # Frozen in float64 too: what is left of the splines is far below what finite displacements need.
+    calculator = Calculator(
+        model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
+    )
     _freeze(calculator, atoms)
     return atoms, calculator
 

@@ -26,6 +26,7 @@ from equipes.cli.running import (
     write_structures,
 )
 from equipes.cli.simulate_tables import eos_lines, md_lines, relax_lines
+from equipes.cli.workflow import print_result, write_dynamics_page
 
 if TYPE_CHECKING:
     import ase
@@ -187,6 +188,13 @@ def md(
     flexible_cell: Annotated[
         bool, typer.Option("--flexible-cell", help="npt: let the shape of the cell change too.")
     ] = False,
+    flexible_lengths: Annotated[
+        bool, typer.Option("--flexible-lengths", help="npt: an orthorhombic cell changes its three lengths.")
+    ] = False,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory/--no-trajectory", help="Keep frames, not only averages.")
+    ] = True,
+    reach: Annotated[float, typer.Option(help="Of radial distributions, Å; 0: none.")] = 6.0,
     thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -199,8 +207,7 @@ def md(
     overwrite: Overwrite = False,
 ) -> None:
     """Molecular dynamics at constant energy (nve), temperature (nvt), or temperature and pressure (npt)."""
-    from equipes.report import md_plot
-    from equipes.simulate import MDSettings, records, run_md
+    from equipes.simulate import MDSettings, run_md
 
     check_json_path(json, overwrite=overwrite)
     atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
@@ -214,6 +221,9 @@ def md(
         interval=interval,
         keep_velocities=keep_velocities,
         flexible_cell=flexible_cell,
+        flexible_lengths=flexible_lengths,
+        trajectory=trajectory,
+        reach=reach,
         thermostat_time=thermostat_time,
         barostat_time=barostat_time,
         thermostat=thermostat.value,
@@ -244,8 +254,11 @@ def md(
             potential=fingerprint(model, modal, dtype, exact=exact),
             on_step=follow,
         )
-    md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
-    print_table(md_lines(result.summary, out), quiet=quiet)
+    lines = list(md_lines(result.summary))
+    written = write_dynamics_page(
+        result, lines, [atoms, result.atoms], f"model {model}, structure {structure}"
+    )
+    print_result(lines, result.provenance, f"{out}: {written}", quiet=quiet)
     write_json(result.summary, json, overwrite=overwrite)
     if result.interrupted:
         done = result.summary["steps"]
