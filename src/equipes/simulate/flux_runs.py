@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ase
 import numpy as np
 from ase import units
-from ase.calculators.calculator import BaseCalculator
+from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 from ase.md.md import MolecularDynamics
 
 from equipes.errors import InputError
@@ -35,6 +36,8 @@ _ATOMS_IN_BATCH = 256
 # Frames of the thermalisation whose mean says what an atom carries at rest.
 _REST_FRAMES = 20
 THERMOSTAT_TIME = 100.0  # fs
+# A thermostat that only takes away the heat of a field, slow enough to leave phonons alone.
+_GENTLE_TIME = 1000.0
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,10 @@ class FluxSettings:
     Attributes:
         temperature: K.
         equilibration: steps at this temperature, with velocity rescaling, before anything is recorded.
-        steps: steps that are recorded, at constant energy.
+        steps: steps that are recorded, at constant energy; under a field at `temperature`.
         timestep: fs.
         interval: steps between two fluxes.
+        field: 1/Å; drives heat along it (see `equipes.simulate.hnemd`). None leaves the atoms alone.
     """
 
     temperature: float
@@ -54,6 +58,7 @@ class FluxSettings:
     steps: int
     timestep: float
     interval: int
+    field: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class FluxRun:
     """What a run recorded, n times.
 
     Attributes:
-        flux: `[n, 3]` eV Å/fs, without what the atoms carry at rest.
+        flux: `[n, 3]` eV Å/fs, without what the atoms carry at rest; under a field, the part along it.
         temperature_k: `[n]`.
         energy_ev: `[n]`, the total energy.
         moved_ang: the largest distance of an atom from its place at the start of the record, at its end.
@@ -83,7 +88,7 @@ def flux_run(
     store: Store,
     progress: Progress,
 ) -> FluxRun:
-    """Thermalise a structure, let it go on at constant energy, and record the heat flux.
+    """Thermalise a structure, let it go on at constant energy, or driven, and record the heat flux.
 
     What is done stays in the store under `name`; a stopped run goes on from there, bit for bit as if it had not been stopped.
 
@@ -104,6 +109,51 @@ def flux_run(
     run.flush()
     run.save()
     return run.result()
+
+
+class Driven(Calculator):
+    """Forces of a potential and of a field that drives heat, F_i = U_i F_e + F_e · W_i (eV/Å; both less what is carried at
+    rest), without the net force, which goes as the masses, so that the power is that of the flux of the rest: Σ F_i · v_i = J · F_e.
+    """
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012 - as in ASE
+
+    def __init__(self, flux_of: FluxOf, field: np.ndarray, rest: Carried) -> None:
+        super().__init__()
+        self.flux_of = flux_of
+        self.strength = float(np.linalg.norm(field))
+        self.direction = field / self.strength
+        self.rest = Carried(rest.energies, np.einsum("a,nab->nb", self.direction, rest.virials)[:, None])
+        self.carried = self.rest
+
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """As ASE calls it."""
+        super().calculate(atoms, list(properties), list(system_changes))
+        structure = self.get_atoms() if atoms is None else atoms
+        (self.carried,) = self.flux_of([structure], self.direction)
+        energies = self.carried.energies - self.rest.energies
+        pull = energies[:, None] * self.direction + (self.carried.virials - self.rest.virials)[:, 0]
+        masses = structure.get_masses()
+        pull -= masses[:, None] / masses.sum() * pull.sum(axis=0)
+        assert self.carried.forces is not None
+        self.results = {
+            "energy": float(self.carried.energies.sum()),
+            "forces": self.carried.forces + self.strength * pull,
+        }
+
+    def flux(self, atoms: ase.Atoms) -> np.ndarray:
+        """The flux along the field, `[3]`, eV Å/fs, of the structure that was calculated last, with its velocities of now."""
+        v = atoms.get_velocities() * units.fs
+        energies = 0.5 * atoms.get_masses() * np.einsum("na,na->n", v, v) / units.fs**2
+        energies += self.carried.energies - self.rest.energies
+        virials = (self.carried.virials - self.rest.virials)[:, 0]
+        along = energies @ v @ self.direction + np.einsum("nb,nb->", virials, v)
+        return float(along) * self.direction
 
 
 class _Run:
@@ -168,6 +218,9 @@ class _Run:
             self.dynamics = self._integrator()
             self.start = np.array(self.atoms.positions)
             self.watch.conserved = self._conserved()
+        elif recorded % settings.interval == 0 and isinstance(self.atoms.calc, Driven):
+            flux = self.atoms.calc.flux(self.atoms)
+            self.rows.append((*flux, self._temperature(), float(self.atoms.get_total_energy())))
         elif recorded % settings.interval == 0:
             self._wait()
 
@@ -181,8 +234,7 @@ class _Run:
                 self.rest = Carried(self.rest.energies + each.energies, self.rest.virials + each.virials)
             self.rest_frames += len(carried)
         else:
-            n = max(self.rest_frames, 1)
-            rest = Carried(self.rest.energies / n, self.rest.virials / n)
+            rest = self._at_rest()
             for (frame, row), each in zip(self.waiting, carried, strict=True):
                 self.rows.append((*each.flux(frame, rest), *row))
         self.waiting = []
@@ -221,18 +273,28 @@ class _Run:
     def _temperature(self) -> float:
         return float(2 * self.atoms.get_kinetic_energy() / (self.degrees * units.kB))
 
+    def _at_rest(self) -> Carried:
+        n = max(self.rest_frames, 1)
+        return Carried(self.rest.energies / n, self.rest.virials / n)
+
     def _conserved(self) -> float | None:
+        if isinstance(self.atoms.calc, Driven):
+            return None  # the field does work
         return conserved_energy(self.dynamics, self.kind, float(self.atoms.get_total_energy()))
 
     def _integrator(self) -> MolecularDynamics:
-        self.kind = "nvt" if self.step < self.settings.equilibration else "nve"
+        recording = self.step >= self.settings.equilibration
+        field = self.settings.field
+        if recording and field is not None:
+            self.atoms.calc = Driven(self.flux_of, np.array(field), self._at_rest())
+        self.kind = "nve" if recording and field is None else "nvt"
         return integrator(
             self.atoms,
             self.kind,
             timestep=self.settings.timestep,
             temperature=self.settings.temperature,
             pressure=0.0,
-            thermostat_time=THERMOSTAT_TIME,
+            thermostat_time=_GENTLE_TIME if recording else THERMOSTAT_TIME,
             barostat_time=1000.0,
             flexible_cell=False,
             rng=self.rng,

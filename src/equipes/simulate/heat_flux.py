@@ -28,10 +28,12 @@ CITATIONS = (
 
 @dataclass(frozen=True)
 class Carried:
-    """What each atom carries when it moves: `energies` `[N]` (potential, eV) and `virials` `[N, D, 3]` (eV)."""
+    """What each atom carries when it moves: `energies` `[N]` (potential, eV) and `virials` `[N, D, 3]` (eV, by default
+    along x, y, z); and its `forces` `[N, 3]` (eV/Å), which come with them."""
 
     energies: np.ndarray
     virials: np.ndarray
+    forces: np.ndarray | None = None
 
     def flux(self, atoms: ase.Atoms, rest: Carried | None = None) -> np.ndarray:
         """J = Σ (U_i + m v² / 2) v_i + W_i v_i, `[3]`, eV Å/fs.
@@ -71,7 +73,8 @@ class FluxOf:
         ends = np.cumsum([len(atoms) for atoms in frames])[:-1]
         energies = np.split(found.energies.cpu().numpy(), ends)
         virials = np.split(found.virials.cpu().numpy(), ends)
-        return [Carried(*pair) for pair in zip(energies, virials, strict=True)]
+        forces = np.split(found.forces.cpu().numpy(), ends)
+        return [Carried(*each) for each in zip(energies, virials, forces, strict=True)]
 
 
 def heat_flux(atoms: ase.Atoms, calculator: BaseCalculator) -> np.ndarray:
