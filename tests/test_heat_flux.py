@@ -9,7 +9,6 @@ import pytest
 import torch
 from ase import Atoms
 
-from equipes import kernels
 from equipes.graph import AtomGraph
 from equipes.models import Potential
 from equipes.models.atomic_virials import AtomicVirials, atomic_virials
@@ -18,7 +17,12 @@ from potentials import MODELS
 from structures import KINDS, random_structure
 
 ROUND_OFF = 1e-10
-LAYERS = {"nequip": "num_layers", "sevennet": "num_layers", "mace": "num_interactions", "schnet": "num_interactions"}
+LAYERS = {
+    "nequip": "num_layers",
+    "sevennet": "num_layers",
+    "mace": "num_interactions",
+    "schnet": "num_interactions",
+}
 # One of each architecture, of each kernel feature that carries information along edges.
 CHOSEN = (
     "nequip l_max 2, 3 layers",
@@ -42,14 +46,19 @@ def reach(model: Model) -> float:
 
 
 def unfolded(atoms: Atoms, distance: float) -> tuple[Atoms, np.ndarray]:
-    """The atoms of the cell, then all images within a distance of any of them, without periodicity; whose image each is."""
+    """The atoms of the cell, then all images within a distance of any of them, without periodicity; whose image each
+    is.
+    """
     cell, size = atoms.cell.array, np.ptp(atoms.positions, axis=0).max() if len(atoms) > 1 else 0.0
     heights = [1.0 if not p else abs(np.linalg.det(atoms.cell.complete())) for p in atoms.pbc]
     box = atoms.cell.complete().array
     for axis in range(3):
         if atoms.pbc[axis]:
             heights[axis] /= np.linalg.norm(np.cross(box[axis - 2], box[axis - 1]))
-    counts = [int(np.ceil((distance + 2 * size) / h)) + 1 if p else 0 for h, p in zip(heights, atoms.pbc, strict=True)]
+    counts = [
+        int(np.ceil((distance + 2 * size) / h)) + 1 if p else 0
+        for h, p in zip(heights, atoms.pbc, strict=True)
+    ]
     positions, owners = [atoms.positions], [np.arange(len(atoms))]
     for shift in product(*(range(-n, n + 1) for n in counts)):
         if any(shift):

@@ -1,25 +1,30 @@
 """Virials of single atoms, which carry the heat: exact for potentials whose atoms see farther than their neighbours.
 
-The heat flux of N atoms with energies U_i that depend on all positions is (Z. Fan et al., Phys. Rev. B 92, 094301, 2015)
+The heat flux of N atoms with energies U_i that depend on all positions is (Z. Fan et al., Phys. Rev. B 92, 094301,
+2015)
 
     J = Σ_i E_i v_i + Σ_j W_j v_j,    W_j = Σ_i (r_i - r_j) ⊗ ∂U_i/∂r_j,
 
-with E_i = U_i + m_i v_i² / 2, and in a crystal every image of an atom counted where it is. With M layers of message passing
-U_i depends on atoms up to M cutoffs away, and leaving those out loses part of the heat (M. F. Langer, F. Knoop, C. Carbogno,
-M. Scheffler, M. Rupp, Phys. Rev. B 108, L100302, 2023). They unfold the crystal, which for small cells means calculating it many
-times over. That is not needed where everything that an atom knows has come to it along edges:
+with E_i = U_i + m_i v_i² / 2, and in a crystal every image of an atom counted where it is. With M layers of message
+passing U_i depends on atoms up to M cutoffs away, and leaving those out loses part of the heat (M. F. Langer, F.
+Knoop, C. Carbogno, M. Scheffler, M. Rupp, Phys. Rev. B 108, L100302, 2023). They unfold the crystal, which for small
+cells means calculating it many times over. That is not needed where everything that an atom knows has come to it along
+edges:
 
-Let v_j move only the images of j, and look at its effect on atom i with the phase exp(iq(r_j - r_i)). The phase is the product of those of
-the edges on the way, r_e for each, so the derivative by q at q = 0 is a sum over edges of r_e times what the edge carries, the direct effect of
-its sender's motion and the effect that came from farther on. With the energy U = Σ U_i, the edges' vectors r_e and, in
-layer l, the features x of the senders, the gradients λ_e = ∂U/∂r_e and g = ∂U/∂(messages), and the form F(x, Y, w, g) of
-message passing (`equipes.kernels`), linear in each argument and a sum over edges,
+Let v_j move only the images of j, and look at its effect on atom i with the phase exp(iq(r_j - r_i)). The phase is the
+product of those of the edges on the way, r_e for each, so the derivative by q at q = 0 is a sum over edges of r_e
+times what the edge carries, the direct effect of its sender's motion and the effect that came from farther on. With
+the energy U = Σ U_i, the edges' vectors r_e and, in layer l, the features x of the senders, the gradients λ_e =
+∂U/∂r_e and g = ∂U/∂(messages), and the form F(x, Y, w, g) of message passing (`equipes.kernels`), linear in each
+argument and a sum over edges,
 
-    Σ_j W_j v_j = -Σ_e r_e (λ_e · v_sender) - Σ_l F(dx/dt, r Y, w, g),    dx/dt = the change of the features by the motion.
+    Σ_j W_j v_j = -Σ_e r_e (λ_e · v_sender) - Σ_l F(dx/dt, r Y, w, g),
 
-The last term is turned around: ∂F/∂x goes backward through the layers below once for each direction of r, and what arrives at the
-edges is the rest of W. That is one calculation of forces and, for each direction, about another one, whatever the size of
-the cell.
+where dx/dt is how the motion changes the features.
+
+This last term is turned around: ∂F/∂x goes backward through the layers below once for each direction of r, and what
+arrives at the edges is the rest of W. That is one calculation of forces and, for each direction, about another one,
+whatever the size of the cell.
 """
 
 from __future__ import annotations
@@ -49,9 +54,7 @@ class AtomicVirials:
     virials: Tensor
 
 
-def atomic_virials(
-    potential: Potential, graph: AtomGraph, directions: Tensor | None = None
-) -> AtomicVirials:
+def atomic_virials(potential: Potential, graph: AtomGraph, directions: Tensor | None = None) -> AtomicVirials:
     """Energies, forces and virials of the atoms.
 
     Args:

@@ -2,12 +2,12 @@
 
 For a flux J sampled at equilibrium, both estimate ∫_0^∞ <J(0) J(t)> dt:
 
-* directly, up to a time at which the integral stops to grow by more than its error. The error comes from independent parts of the
-  data, and is never taken below that of a Gaussian process, 2 sqrt(t/T) of the integral for T of data and an integral to
-  t (R. E. Jones, K. K. Mandadapu, J. Chem. Phys. 136, 154102, 2012);
-* by cepstral analysis (L. Ercole, A. Marcolongo, S. Baroni, Sci. Rep. 7, 15835, 2017): half the power spectrum at frequency
-  zero, where the logarithm of the spectrum is smoothed by as many Fourier coefficients as Akaike's criterion wants. It has no time
-  to choose, and its error is known in advance.
+* directly, up to a time at which the integral stops to grow by more than its error. The error comes from independent
+  parts of the data, and is never taken below that of a Gaussian process, 2 sqrt(t/T) of the integral for T of data and
+  an integral to t (R. E. Jones, K. K. Mandadapu, J. Chem. Phys. 136, 154102, 2012);
+* by cepstral analysis (L. Ercole, A. Marcolongo, S. Baroni, Sci. Rep. 7, 15835, 2017): half the power spectrum at
+  frequency zero, where the logarithm of the spectrum is smoothed by as many Fourier coefficients as Akaike's criterion
+  wants. It has no time to choose, and its error is known in advance.
 """
 
 from __future__ import annotations
@@ -105,14 +105,14 @@ def integrate(fluxes: Sequence[np.ndarray], interval: float, longest: float) -> 
     times = interval * np.arange(lags)
     total = interval * sum(map(len, fluxes))
     mean = running[:, :3].mean(axis=1)
-    gaussian = 2 * np.sqrt(times / total)
-    mean_error = gaussian / np.sqrt(3) * np.abs(mean)
-    diagonal = np.abs(running[:, :3])
-    # The variance of an off-diagonal element is half of what two equal diagonal ones of its directions have.
-    scale = np.concatenate(
-        [diagonal, *(np.sqrt(diagonal[:, [a]] * diagonal[:, [b]] / 2) for a, b in PAIRS[3:])], axis=1
-    )
-    running_error = gaussian[:, None] * scale
+    # The integral with a triangular window, which unlike the plain one is not small or negative by chance.
+    windowed = np.abs(_cumulative(running, interval)[1:, :3] / times[1:, None])
+    size = np.maximum(np.abs(running[:, :3]), np.concatenate([windowed[:1], windowed]))
+    relative = 2 * np.sqrt(times / total)
+    mean_error = relative * np.sqrt((size**2).sum(axis=1)) / 3
+    # Two directions that know nothing of each other: half the variance that one direction has.
+    mixed = [np.sqrt(size[:, a] * size[:, b] / 2) for a, b in PAIRS[3:]]
+    running_error = relative[:, None] * np.column_stack([size, *mixed])
     if len(parts) >= _FEWEST_PARTS:
         mean_error = np.maximum(mean_error, _standard_error(of_parts[:, :, :3].mean(axis=2)))
         running_error = np.maximum(running_error, _standard_error(of_parts))

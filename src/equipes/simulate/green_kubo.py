@@ -28,6 +28,7 @@ _CITATIONS = (
 )
 _SMALL_ERROR = 0.2
 _DRIFT = 0.5  # meV/atom/ps
+_TEMPERATURE = 0.05
 _MOVED = 2.0  # Å; an atom that went so far has left its place
 # The spectrum up to this many times the inverse of the cutoff takes part in the cepstral analysis.
 _BAND = 1.5
@@ -72,7 +73,8 @@ class GreenKuboOptions:
             raise InputError(f"equilibration must be 0 steps or more, not {self.equilibration}")
         if self.steps // self.interval < 200:
             raise InputError(
-                f"{self.steps} steps with a flux every {self.interval} leave {max(self.steps, 0) // self.interval} fluxes,"
+                f"{self.steps} steps with a flux every {self.interval} leave {max(self.steps, 0) // self.interval}"
+                " fluxes,"
                 " too few to correlate; take at least 200"
             )
 
@@ -140,8 +142,8 @@ def green_kubo(
 ) -> GreenKuboResult:
     """Thermal conductivity of a solid, crystalline or not, from molecular dynamics at equilibrium.
 
-    κ = 1/(V k_B T²) ∫ <J(0) J(t)> dt with the flux of `heat_flux`. Vibrations are classical, and phonons longer than the cell
-    are missing.
+    κ = 1/(V k_B T²) ∫ <J(0) J(t)> dt with the flux of `heat_flux`. Vibrations are classical, and phonons longer than
+    the cell are missing.
 
     Args:
         atoms: a solid, periodic in three directions, relaxed to the density that it shall have; not changed.
@@ -188,11 +190,14 @@ def analyze_flux(atoms: ase.Atoms, runs: Sequence[FluxRun], options: GreenKuboOp
     found = integrate(fluxes, spacing, 1000 * options.correlation)
     at = found.cutoff
     half = len(fluxes[0]) // 2
-    halves = [_at(integrate([flux[part] for flux in fluxes], spacing, found.times[-1]), at)
-              for part in (slice(None, half), slice(half, None))]
+    halves = [
+        _at(integrate([flux[part] for flux in fluxes], spacing, found.times[-1]), at)
+        for part in (slice(None, half), slice(half, None))
+    ]
     smooth = cepstrum(fluxes, spacing, _BAND / found.times[at])
     slopes = [
-        drift(list(spacing / 1000 * np.arange(len(run.energy_ev))), list(run.energy_ev)) or 0.0 for run in runs
+        drift(list(spacing / 1000 * np.arange(len(run.energy_ev))), list(run.energy_ev)) or 0.0
+        for run in runs
     ]
     worst = max(1000 * abs(slope) / len(atoms) for slope in slopes)
     moved = max(run.moved_ang for run in runs)
@@ -200,7 +205,7 @@ def analyze_flux(atoms: ase.Atoms, runs: Sequence[FluxRun], options: GreenKuboOp
         _method(atoms, options, found),
         _CITATIONS,
         _checks(found, smooth, halves, worst),
-        tuple(_warnings(atoms, options, found, moved)),
+        tuple(_warnings(options, found, float(np.mean(temperatures)), moved)),
     )
     square = found.correlation[0, :3].mean()
     return GreenKuboResult(
@@ -253,20 +258,31 @@ def _checks(
             2 * float(np.hypot(first_error, second_error)),
             unit,
         ),
-        Check("more data: the conductivity, by its standard error,", error / max(abs(value), 1e-12), _SMALL_ERROR),
+        Check(
+            "more data: the conductivity, by its standard error,",
+            error / max(abs(value), 1e-12),
+            _SMALL_ERROR,
+        ),
         Check("a picosecond: the total energy per atom", worst_drift, _DRIFT, "meV"),
     )
 
 
-def _warnings(atoms: ase.Atoms, options: GreenKuboOptions, found: Integral, moved: float) -> list[str]:
+def _warnings(options: GreenKuboOptions, found: Integral, temperature: float, moved: float) -> list[str]:
     warned = [
         "cells of other sizes were not tried; give --supercell to see whether the conductivity depends on it",
-        f"vibrations are classical: modes above {options.temperature * units.kB / units._hplanck * units._e * 1e-12:.1f} THz"
+        "vibrations are classical: modes above"
+        f" {options.temperature * units.kB / units._hplanck * units._e * 1e-12:.1f} THz"
         " (k_B T) carry more heat than in nature",
     ]
     if not found.settled:
         warned.append(
-            f"the integral still grows at {found.times[found.cutoff] / 1000:.3g} ps: take longer --correlation and --steps"
+            f"the integral still grows at {found.times[found.cutoff] / 1000:.3g} ps: take longer --correlation and"
+            " --steps"
+        )
+    if abs(temperature / options.temperature - 1) > _TEMPERATURE:
+        warned.append(
+            f"the runs have {temperature:.0f} K, not {options.temperature:g} K: take more --equilibration, or a larger"
+            " --supercell or more --runs, whose mean temperature fluctuates less"
         )
     if moved > _MOVED:
         warned.append(
@@ -278,9 +294,12 @@ def _warnings(atoms: ase.Atoms, options: GreenKuboOptions, found: Integral, move
 
 def _method(atoms: ase.Atoms, options: GreenKuboOptions, found: Integral) -> str:
     return (
-        f"Green-Kubo: {options.runs} run{'s' if options.runs > 1 else ''} of {options.steps * options.timestep / 1000:g} ps"
+        f"Green-Kubo: {options.runs} run{'s' if options.runs > 1 else ''} of"
+        f" {options.steps * options.timestep / 1000:g} ps"
         f" at constant energy, {len(atoms)} atoms, time step {options.timestep:g} fs, flux every"
-        f" {options.interval * options.timestep:g} fs, each after {options.equilibration * options.timestep / 1000:g} ps with"
-        f" velocity rescaling at {options.temperature:g} K; correlation integrated to {found.times[found.cutoff] / 1000:.3g} ps;"
+        f" {options.interval * options.timestep:g} fs, each after"
+        f" {options.equilibration * options.timestep / 1000:g} ps with"
+        f" velocity rescaling at {options.temperature:g} K; correlation integrated to"
+        f" {found.times[found.cutoff] / 1000:.3g} ps;"
         " heat flux with the exact virials of atoms under message passing"
     )

@@ -38,8 +38,9 @@ class Carried:
     def flux(self, atoms: ase.Atoms, rest: Carried | None = None) -> np.ndarray:
         """J = Σ (U_i + m v² / 2) v_i + W_i v_i, `[3]`, eV Å/fs.
 
-        `rest` is taken off U and W. What an atom that only vibrates around its place carries at rest comes back with it: that
-        part of J is the derivative of something bounded, which conducts nothing and makes noise (A. Marcolongo, P. Umari, S. Baroni,
+        `rest` is taken off U and W. What an atom that only vibrates around its place carries at rest comes back with
+        it: that part of J is the derivative of something bounded, which conducts nothing and makes noise (A.
+            Marcolongo, P. Umari, S. Baroni,
         Nat. Phys. 12, 80, 2016; F. Knoop, M. Scheffler, C. Carbogno, Phys. Rev. B 107, 224304, 2023).
         """
         v = atoms.get_velocities() * units.fs  # Å/fs
@@ -54,8 +55,8 @@ class FluxOf:
     """Energies and virials of the atoms of one structure as it moves.
 
     Args:
-        calculator: a `Calculator` of this package with its potential; what it froze for speed does not know atomic virials,
-            and the model that it was made from calculates them.
+        calculator: a `Calculator` of this package with its potential; what it froze for speed does not know atomic
+            virials, and the model that it was made from calculates them.
 
     Raises:
         InputError: another calculator, or one of a potential that was frozen into a file.
@@ -94,7 +95,8 @@ def potential_of(calculator: BaseCalculator) -> Potential:
     """The potential behind a calculator; raises `InputError` where there is none."""
     if not isinstance(calculator, Calculator):
         raise InputError(
-            "the heat flux needs energies of atoms and their derivatives, which only a potential of this package has here;"
+            "the heat flux needs energies of atoms and their derivatives, which only a potential of this package"
+            " has here;"
             " take equipes.Calculator, or for other calculators the conductivity from phonons"
         )
     if calculator.potential is None:
@@ -102,4 +104,3 @@ def potential_of(calculator: BaseCalculator) -> Potential:
             "a frozen potential has forgotten what its heat flux needs; give the model that it was made from"
         )
     return calculator.potential
-

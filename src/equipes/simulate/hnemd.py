@@ -37,7 +37,8 @@ class HNEMDOptions:
         temperature: K.
         supercell: how often the structure is repeated.
         field: 1/Å, the driving force; half of it is applied too, to see whether the response is linear. Too small and
-            noise buries the flux, too large and phonons that fly farther than about 1 / field do not respond in proportion.
+            noise buries the flux, too large and phonons that fly farther than about 1 / field do not respond in
+            proportion.
         direction: of the field and the flux.
         steps: of each run, driven.
         settling: fraction of them at the start that is left out, while the flux sets in.
@@ -77,7 +78,8 @@ class HNEMDOptions:
             raise InputError(f"equilibration must be 0 steps or more, not {self.equilibration}")
         if self.steps // self.interval < 100:
             raise InputError(
-                f"{self.steps} steps with a record every {self.interval} leave {max(self.steps, 0) // self.interval} records,"
+                f"{self.steps} steps with a record every {self.interval} leave {max(self.steps, 0) // self.interval}"
+                " records,"
                 " too few for a mean with an error; take at least 100"
             )
 
@@ -131,9 +133,9 @@ def hnemd(
 ) -> HNEMDResult:
     """Thermal conductivity of a solid, crystalline or not, from the flux that a small field drives through it.
 
-    Each atom is pulled by F_i = (U_i + W_i) F_e, with the same virials W_i that make up the heat flux: then the field's power is J · F_e,
-    and linear response gives κ = <J · F_e> / (T V F_e²). The heat that the field makes goes into a thermostat. Every step costs a
-    calculation of forces and about another for the field, none of them frozen.
+    Each atom is pulled by F_i = (U_i + W_i) F_e, with the same virials W_i that make up the heat flux: then the
+    field's power is J · F_e, and linear response gives κ = <J · F_e> / (T V F_e²). The heat that the field makes goes
+    into a thermostat. Every step costs a calculation of forces and about another for the field, none of them frozen.
 
     Args:
         atoms: a solid, periodic in three directions, relaxed to the density that it shall have; not changed.
@@ -210,7 +212,11 @@ def _analyzed(
             2 * float(np.hypot(*errors)),
             "W/(m K)",
         ),
-        Check("more data: the conductivity, by its standard error,", error / max(abs(value), 1e-12), _SMALL_ERROR),
+        Check(
+            "more data: the conductivity, by its standard error,",
+            error / max(abs(value), 1e-12),
+            _SMALL_ERROR,
+        ),
         Check("the field: the temperature", heated, _HEATED),
     )
     warned = [
@@ -222,9 +228,12 @@ def _analyzed(
     along = " ".join(f"{component:g}" for component in np.round(direction, 4))
     method = (
         f"Homogeneous non-equilibrium dynamics: {options.runs} run{'s' if options.runs > 1 else ''} of"
-        f" {options.steps * options.timestep / 1000:g} ps with each of the fields {fields[0]:g} and {fields[1]:g}/Å along"
-        f" {along}, {len(atoms)} atoms, time step {options.timestep:g} fs, velocity rescaling at {options.temperature:g} K,"
-        f" the first {100 * options.settling:g} % left out; heat flux with the exact virials of atoms under message passing"
+        f" {options.steps * options.timestep / 1000:g} ps with each of the fields {fields[0]:g} and {fields[1]:g}/Å"
+        " along"
+        f" {along}, {len(atoms)} atoms, time step {options.timestep:g} fs, velocity rescaling at"
+        f" {options.temperature:g} K,"
+        f" the first {100 * options.settling:g} % left out; heat flux with the exact virials of atoms under message"
+        " passing"
     )
     return HNEMDResult(
         atoms=atoms,
