@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from equipes.simulate.records import Row
 
 
+# A run that a limit on its uncertainty ended: neither a failure nor an interrupt.
+UNCERTAIN_STATUS = 3
+
+
 class EnsembleName(StrEnum):
     """Ensembles of molecular dynamics."""
 
@@ -189,6 +193,23 @@ def md(
     ] = False,
     thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
+    max_forces_std: Annotated[
+        float | None,
+        typer.Option(
+            "--max-forces-std", help="Stop when a committee's forces on an atom scatter by more, eV/Å."
+        ),
+    ] = None,
+    max_feature_distance: Annotated[
+        float | None,
+        typer.Option(
+            "--max-feature-distance",
+            help="Stop when an atom is farther than this from what the model was trained on; 1 is what 99 of 100 "
+            "atoms of its validation frames stay below.",
+        ),
+    ] = None,
+    uncertainty_interval: Annotated[
+        int, typer.Option("--uncertainty-interval", help="Steps between two looks at feature distances.")
+    ] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     modal: ModalOption = None,
     frame: FrameNumber = 0,
@@ -198,7 +219,10 @@ def md(
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Molecular dynamics at constant energy (nve), temperature (nvt), or temperature and pressure (npt)."""
+    """Molecular dynamics at constant energy (nve), temperature (nvt), or temperature and pressure (npt).
+
+    Exit status 3 where the model became unsure and --max-… said to stop.
+    """
     from equipes.report import md_plot
     from equipes.simulate import MDSettings, records, run_md
 
@@ -219,6 +243,9 @@ def md(
         thermostat=thermostat.value,
         temperature_end=temperature_end,
         pressure_end=pressure_end,
+        max_forces_std=max_forces_std,
+        max_feature_distance=max_feature_distance,
+        uncertainty_interval=uncertainty_interval,
     )
     quiet = json == STDOUT
     with progress_bar() as progress, stopping():
@@ -247,6 +274,13 @@ def md(
     md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
     print_table(md_lines(result.summary, out), quiet=quiet)
     write_json(result.summary, json, overwrite=overwrite)
+    if result.uncertain is not None:
+        typer.echo(
+            f"Stopped at {result.uncertain}; that structure is {out / records.UNCERTAIN}, and the same command with "
+            "--resume and a higher limit continues.",
+            err=True,
+        )
+        raise typer.Exit(UNCERTAIN_STATUS)
     if result.interrupted:
         done = result.summary["steps"]
         typer.echo(

@@ -29,12 +29,15 @@ from equipes.simulate.ensembles import (
     thermal_momenta,
 )
 from equipes.simulate.errors import SimulationError
+from equipes.simulate.guards import Guard
 from equipes.simulate.interrupt import stop_at_signal
 from equipes.simulate.records import Row
 from equipes.simulate.safety import Watch, check_finite
 from equipes.simulate.settings import MDSettings
 from equipes.simulate.statistics import drift, mean_with_error
 
+# Settings that say when a run ends, not what it is.
+_MAY_CHANGE = ("steps", "max_forces_std", "max_feature_distance", "uncertainty_interval")
 # The part at the start of a run that means leave out, while potential and kinetic energy come to terms.
 SETTLING = 0.2
 CHECKPOINT_SECONDS = 15.0
@@ -44,13 +47,15 @@ CHECKPOINT_SECONDS = 15.0
 class MDResult:
     """How a run ended: the summary that stands in md.json, the last structure with its velocities, and the directory.
 
-    `interrupted` says that a signal stopped it before the last step; it can be continued.
+    `interrupted` says that a signal stopped it before the last step; it can be continued. `uncertain` is the sentence
+    that says which atom the potential became unsure of, where that stopped it; uncertain.extxyz is that structure.
     """
 
     summary: dict[str, Any]
     atoms: ase.Atoms
     out: Path
     interrupted: bool
+    uncertain: str | None = None
 
 
 def run_md(
@@ -110,6 +115,8 @@ def run_md(
         else:
             thermal_momenta(atoms, settings.temperature or 0.0, settings.kind, rng)
     check_finite(atoms, f"step {facts['step']}")
+    guard = Guard(settings, calculator)
+    uncertain = guard.check(int(facts["step"]), atoms)
     run = _Run(atoms, settings, rng, arrays, facts, potential)
     if not resume:
         new_directory(out, overwrite=overwrite)
@@ -123,8 +130,9 @@ def run_md(
             run.checkpoint(recorder)
         saved = time.monotonic()
         try:
-            while run.step < settings.steps and not stop.is_set():
+            while run.step < settings.steps and not stop.is_set() and uncertain is None:
                 run.advance()
+                uncertain = guard.check(run.step, atoms)
                 if run.step % settings.interval == 0:
                     run.record(recorder)
                 if on_step is not None:
@@ -137,10 +145,13 @@ def run_md(
             _write_structure(records.snapshot(atoms, results=False, step=run.step), out / records.FAILURE)
             _write_summary(run, out, stopped=str(error))
             raise
-        interrupted = run.step < settings.steps
-    _write_structure(records.snapshot(atoms, step=run.step, time_fs=run.time), out / records.FINAL)
-    summary = _write_summary(run, out, stopped="interrupted" if interrupted else None)
-    return MDResult(summary=summary, atoms=atoms, out=out, interrupted=interrupted)
+        interrupted = run.step < settings.steps and uncertain is None
+    last = records.snapshot(atoms, step=run.step, time_fs=run.time)
+    _write_structure(last, out / records.FINAL)
+    if uncertain is not None:
+        _write_structure(last, out / records.UNCERTAIN)
+    summary = _write_summary(run, out, stopped="interrupted" if interrupted else uncertain)
+    return MDResult(summary=summary, atoms=atoms, out=out, interrupted=interrupted, uncertain=uncertain)
 
 
 class _Run:
@@ -333,7 +344,7 @@ def _same_run(settings: MDSettings, potential: str, facts: dict[str, Any], out: 
         )
     for name, value in {**asdict(settings), "potential": potential}.items():
         before = facts["potential"] if name == "potential" else stored[name]
-        if name != "steps" and value != before:
+        if name not in _MAY_CHANGE and value != before:
             raise InputError(
                 f"the run in {out} was started with {name} = {before}, not {value};"
                 " continue it with the same, or start another one elsewhere"

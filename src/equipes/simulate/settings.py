@@ -32,6 +32,9 @@ class MDSettings:
         barostat_time: relaxation time of the volume in fs.
         flexible_cell: in npt, let the shape of the cell change too, not only its volume.
         closest_fraction: stop when two atoms come closer than this fraction of the sum of their covalent radii.
+        max_forces_std: eV/Å; stop when the forces of a committee on an atom scatter by more.
+        max_feature_distance: stop when an atom is farther than this from what the potential was trained on.
+        uncertainty_interval: steps between two looks at feature distances.
     """
 
     ensemble: Ensemble
@@ -49,6 +52,9 @@ class MDSettings:
     thermostat: Thermostat = "bussi"
     temperature_end: float | None = None
     pressure_end: float | None = None
+    max_forces_std: float | None = None
+    max_feature_distance: float | None = None
+    uncertainty_interval: int = 10
 
     @property
     def kind(self) -> Kind:

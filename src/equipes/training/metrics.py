@@ -73,7 +73,7 @@ def predict_frames(
     potential.eval()
     predictions: list[FramePrediction] = []
     try:
-        for batch in _batches(frames, potential.cutoff, batch_size):
+        for batch in batches_of(frames, potential.cutoff, batch_size):
             members = frames[len(predictions) : len(predictions) + len(batch)]
             predictions.extend(_predict_batch(potential, batch, members, place))
             if progress is not None:
@@ -97,7 +97,10 @@ def check_species(potential: Potential, frames: Sequence[Frame]) -> None:
             )
 
 
-def _batches(frames: Sequence[Frame], cutoff: float, batch_size: int | None) -> Iterator[list[AtomGraph]]:
+def batches_of(
+    frames: Sequence[Frame], cutoff: float, batch_size: int | None = None
+) -> Iterator[list[AtomGraph]]:
+    """Graphs of the frames, in batches of bounded memory; raises `InputError` naming a frame without sense."""
     batch: list[AtomGraph] = []
     size = 0
     for frame in frames:
