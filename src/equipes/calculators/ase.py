@@ -56,8 +56,8 @@ class Calculator(AseCalculator):
 
     Raises:
         InputError: a file that is no model, an unknown dtype or device, a negative skin, a frozen potential that shall
-            be exact or run on another device, a potential that has no feature distances; when calculating, an element that the potential does not know, or a
-            structure without sense (see `AtomGraph.from_atoms`).
+            be exact or run on another device, feature distances of a potential that has none; when calculating, an
+            element that the potential does not know, or a structure without sense (see `AtomGraph.from_atoms`).
         PropertyNotImplementedError: the stress of a structure whose cell has no volume.
 
     >>> from ase.build import bulk

@@ -1,9 +1,9 @@
 """What a potential has seen: how far the features of an atom are from those of the atoms that it was trained on.
 
-The features are the invariant numbers that the last readout sees, as in J. P. Janet et al., Chem. Sci. 10, 7913 (2019),
-doi:10.1039/C9SC02298H, and A. Zhu et al., J. Chem. Phys. 158, 164111 (2023), doi:10.1063/5.0136574. They are measured in
-units of their spread in the reference (Mahalanobis's metric), and an atom's distance is that to the nearest of some
-hundred reference atoms of its species: of the ways that were tried, the one that follows the true errors best
+The features are the invariant numbers that the last readout sees, as in J. P. Janet et al., Chem. Sci. 10, 7913
+(2019), doi:10.1039/C9SC02298H, and A. Zhu et al., J. Chem. Phys. 158, 164111 (2023), doi:10.1063/5.0136574. They are
+measured in units of their spread in the reference (Mahalanobis's metric), and an atom's distance is that to the nearest
+of some hundred reference atoms of its species: of the ways that were tried, the one that follows the true errors best
 (benchmarks/uncertainty.py). It costs one forward pass and needs no second model.
 """
 
@@ -41,7 +41,7 @@ class Familiarity:
         whitening: `[S, C, C]` float64; `(features - mean) @ whitening` has unit covariance in the reference.
         points: `[P, C]` float32, white features of reference atoms.
         species: `[P]` int64, index of the species of each.
-        limits: `[S]` float64, what a distance is divided by; distances are infinite where it is 0, of species never seen.
+        limits: `[S]` float64, what a distance is divided by; 0 of species never seen, whose distances are infinite.
         facts: how it was made, as plain JSON values.
     """
 
@@ -137,8 +137,8 @@ def fit(
     intensity of Ledoit and Wolf (J. Multivar. Anal. 88, 365 (2004)).
 
     The limit of a species, that a distance of 1 stands for, is the 99th percentile over its atoms in `held_out`; over
-    all atoms there where it has fewer than 200 of them. Without `held_out`, every fifth structure is held out: from the fit
-    while limits are found, and then taken in again.
+    all atoms there where it has fewer than 200 of them. Without `held_out`, every fifth structure is left out of the
+    fit while limits are found, and then taken in again.
 
     Args:
         potential: whose features.

@@ -33,11 +33,17 @@ class FramePrediction:
         energy: eV, total.
         forces: `[N, 3]`, eV/Å.
         stress: `[3, 3]`, eV/Å³, tensile positive; None for a structure without a volume.
+        energy_std, forces_std, stress_std: standard deviations in a committee: eV; `[N]`, eV/Å; `[3, 3]`, eV/Å³.
+        feature_distance: `[N]`, from what the potential was trained on; 1 is the limit.
     """
 
     energy: float
     forces: np.ndarray | None
     stress: np.ndarray | None
+    energy_std: float | None = None
+    forces_std: np.ndarray | None = None
+    stress_std: np.ndarray | None = None
+    feature_distance: np.ndarray | None = None
 
 
 def predict_frames(
