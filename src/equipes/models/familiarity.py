@@ -30,6 +30,8 @@ ATOMS_FOR_OWN_LIMIT = 200
 POINTS = 400
 # Variances smaller than this fraction of the largest are round-off of a float32 network.
 _SMALLEST_VARIANCE = 1e-9
+# In units of the spread. Held-out structures that are copies of the reference's would make all others infinitely far.
+_SMALLEST_LIMIT = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +87,12 @@ class Familiarity:
         )
 
     def arrays(self) -> dict[str, Tensor]:
-        """What a file keeps."""
-        return {name: getattr(self, name) for name in _ARRAYS}
+        """What a file keeps: means and whitening of the species that were seen only."""
+        seen = self.limits > 0
+        return {name: getattr(self, name) for name in _ARRAYS} | {
+            "means": self.means[seen],
+            "whitening": self.whitening[seen],
+        }
 
     @classmethod
     def from_arrays(
@@ -97,10 +103,12 @@ class Familiarity:
             raise InputError(
                 f"its familiarity needs {', '.join(_ARRAYS)}; the file is damaged, fetch it again"
             )
-        channels, n_points = arrays["means"].shape[-1], len(arrays["species"])
+        channels, n_points = (*arrays["means"].shape, 0, 0)[1], arrays["species"].numel()
+        seen = arrays["limits"] > 0
+        n_seen = int(seen.sum())
         shapes = {
-            "means": (n_species, channels),
-            "whitening": (n_species, channels, channels),
+            "means": (n_seen, channels),
+            "whitening": (n_seen, channels, channels),
             "points": (n_points, channels),
             "species": (n_points,),
             "limits": (n_species,),
@@ -108,10 +116,15 @@ class Familiarity:
         fits = all(
             arrays[name].shape == shapes[name] and arrays[name].dtype == _ARRAYS[name] for name in _ARRAYS
         )
-        own = arrays["species"]
-        if not fits or (n_points and not (int(own.min()) >= 0 and int(own.max()) < n_species)):
+        # Every species that was seen has a point, and no other.
+        if not fits or set(arrays["species"].tolist()) != set(seen.nonzero().flatten().tolist()):
             raise InputError("its familiarity makes no sense; the file is damaged, fetch it again")
-        return cls(**arrays, facts=dict(facts))
+        whole = {
+            name: arrays[name].new_zeros(n_species, *shapes[name][1:]) for name in ("means", "whitening")
+        }
+        for name, array in whole.items():
+            array[seen] = arrays[name]
+        return cls(**(dict(arrays) | whole), facts=dict(facts))
 
 
 _ARRAYS = {
@@ -244,4 +257,4 @@ def _limits(reference: Familiarity, features: Tensor, types: Tensor) -> Tensor:
 def _percentile(values: Tensor) -> float:
     # torch.quantile refuses more than 16 million values; sorting does not.
     rank = max(0, int(-(-QUANTILE * len(values) // 1)) - 1)
-    return max(float(values.sort().values[rank]), torch.finfo(torch.float64).tiny)
+    return max(float(values.sort().values[rank]), _SMALLEST_LIMIT)

@@ -127,7 +127,7 @@ class PhysNet(Architecture):
 
     def last_readout(self) -> nn.Module:
         """See `Architecture.last_readout`."""
-        return self.blocks[-1].output_residuals
+        return self.blocks[-1].get_submodule("output_residuals")
 
     def forward(self, types: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Energies of the atoms, `[N]` float64, eV.
