@@ -99,6 +99,9 @@ struct RadialBasis {
   double r_max = 0;
   int power = 0;
   std::vector<double> roots;
+  double factor = 0;  // in the place of 2π/r_max², if it is not 0
+
+  double scale() const { return factor != 0 ? factor : 2 * kPi / (r_max * r_max); }
 
   template <class T>
   void evaluate(Team team, const Plan& plan, int width, T* rows) const {
@@ -106,7 +109,7 @@ struct RadialBasis {
     for (std::int64_t k = first; k < last; ++k) {
       const double slope = 1.0 / plan.pair_cutoff[k], x = plan.pair_length[k] * slope;
       const auto [u, du] = polynomial_cutoff(x, power);
-      const double factor = 2 * kPi / (r_max * r_max);
+      const double factor = scale();
       T* row = rows + 2 * k * width;
       std::fill_n(row, 2 * width, T(0));
       for (std::size_t n = 0; n < roots.size(); ++n) {
@@ -124,7 +127,7 @@ struct RadialBasis {
     for (std::int64_t k = 0; k < plan.pairs; ++k) {
       const double slope = 1.0 / plan.pair_cutoff[k], x = plan.pair_length[k] * slope;
       const auto [u, du] = polynomial_cutoff(x, power);
-      const double factor = 2 * kPi / (r_max * r_max);
+      const double factor = scale();
       const T* row = cotangent + 2 * k * width;
       for (std::size_t n = 0; n < roots.size(); ++n) {
         const double sine = std::sin(roots[n] * kPi * x), cosine = std::cos(roots[n] * kPi * x);
@@ -139,15 +142,18 @@ struct RadialBasis {
 struct Repulsion {
   int power = 0;
   std::vector<double> charge_product, inverse_length;  // [n_species, n_species]; empty: there is none
+  std::vector<double> cutoffs;  // [n_species, n_species] Å; empty: those of the model
+  std::vector<double> screening = {0.02817, 0.20162, 0.28022, 0.40290, 0.50986, 0.94229, 0.18175, 3.19980};  // φ's terms
 
   // Energy and dE/dr of one edge.
   std::pair<double, double> evaluate(int pair_of_species, double r, double cutoff) const {
-    static constexpr double kScreening[4][2] = {
-        {0.02817, 0.20162}, {0.28022, 0.40290}, {0.50986, 0.94229}, {0.18175, 3.19980}};
+    if (!cutoffs.empty()) cutoff = cutoffs[pair_of_species];
+    if (r >= cutoff) return {0.0, 0.0};
     const auto [u, du] = polynomial_cutoff(r / cutoff, power);
     const double inverse = inverse_length[pair_of_species];
     double phi = 0, dphi = 0;
-    for (const auto& [c, k] : kScreening) {
+    for (std::size_t i = 0; i < screening.size(); i += 2) {
+      const double c = screening[i], k = screening[i + 1];
       const double term = c * std::exp(-k * inverse * r);
       phi += term;
       dphi -= k * inverse * term;
