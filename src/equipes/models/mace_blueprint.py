@@ -20,7 +20,6 @@ from equipes.kernels import native
 from equipes.models.mace import MACE, InteractionBlock, ProductBlock, Readout
 from equipes.models.splines import choose_knots, polynomials
 from equipes.nn import SILU_SCALE, Linear, SpeciesLinear, polynomial_cutoff
-from equipes.nn.zbl import CovalentZBL
 
 EVEN = Irrep(0, 1)
 # Splines of a model with a distance transform are tables of pairs of species: more than this is too much, bytes.
@@ -79,7 +78,12 @@ def describe(model: MACE, types: Sequence[int], tolerance: float) -> tuple[dict[
         power = 0
         if model.repulsion is not None:
             power = model.repulsion.p
-            arrays |= _repulsion(model.repulsion, species, model.scale[head])
+            pairs_of_all = model.repulsion.pairs()
+            own = [table[species][:, species] for table in (
+                pairs_of_all.charge_product, pairs_of_all.inverse_length, pairs_of_all.cutoffs)]
+            arrays["repulsion_charges"] = model.scale[head] * own[0]
+            arrays["repulsion_inverse_lengths"], arrays["repulsion_cutoffs"] = own[1:]
+            arrays["repulsion_screening"] = pairs_of_all.screening
         described = []
         for k, (interaction, product, readout) in enumerate(layers):
             splines = torch.stack([polynomials(functions[k, i, j], knots[:-1], knots[1:]) for i, j in pairs])
@@ -200,17 +204,6 @@ def _radial(interaction: InteractionBlock, basis: Radial) -> Radial:
 
 def _density(weights: Tensor, basis: Radial) -> Radial:
     return lambda t: torch.tanh((basis(t) @ (weights / math.sqrt(len(weights)))) ** 2).unsqueeze(1)
-
-
-def _repulsion(repulsion: CovalentZBL, species: list[int], scale: Tensor) -> dict[str, Tensor]:
-    z, radii = repulsion.charges[species], repulsion.covalent_radii[species]
-    powers = z**repulsion.a_exp
-    return {
-        "repulsion_charges": scale * 0.5 * 14.3996 * z.unsqueeze(1) * z,
-        "repulsion_inverse_lengths": (powers.unsqueeze(1) + powers) / (repulsion.a_prefactor * 0.529),
-        "repulsion_cutoffs": radii.unsqueeze(1) + radii,
-        "repulsion_screening": torch.stack([repulsion.c, z.new_tensor(repulsion._EXPONENTS)], dim=1),
-    }
 
 
 def _last_readout(readout: Readout, head: int) -> list[Tensor]:

@@ -182,10 +182,15 @@ class SymmetricContraction(nn.Module):
         for degree in range(1, correlation + 1):
             self._register(degree)
 
+    def weight_names(self) -> list[str]:
+        """In the order of the rows of the table's couplings."""
+        degrees = range(1, self.correlation + 1)
+        names = [f"{irrep}_{degree}" for irrep in self.irreps_out.irreps for degree in degrees]
+        return [name for name in names if name in self.weights]
+
     def weight_rows(self) -> Tensor:
         """All weights, `[n_species, rows of the table's couplings, channels]`."""
-        names = [f"{irrep}_{degree}" for irrep in self.irreps_out.irreps for degree in range(1, self.correlation + 1)]
-        return torch.cat([self.weights[name] for name in names if name in self.weights], dim=1)
+        return torch.cat([self.weights[name] for name in self.weight_names()], dim=1)
 
     def _register(self, degree: int) -> None:
         """The tables of one degree: the monomials of all outputs together, the couplings of all paths as one matrix."""

@@ -175,7 +175,7 @@ void reverse_atoms(const ContractionJob<T>& job, const std::int64_t* atoms, int 
 template <class T, class F>
 void for_atoms(const ContractionJob<T>& job, F&& work) {
   constexpr int B = kTogether;
-  for (int channel = 0; channel < job.width; channel += kLanes<T>) {
+  for (int channel = job.first_channel; channel < job.last_channel; channel += kLanes<T>) {
     std::int64_t i = job.first;
     while (i < job.last) {
       const int count = job.last - i >= B ? B : 1;
@@ -214,9 +214,10 @@ void contraction_reverse(const ContractionJob<T>& job) {
 }
 
 template <class T>
-void contraction_coefficients(const ContractionTable& table, int width, const std::vector<const T*>& weights, T* c) {
-  for (int e = 0; e < table.coefficients(); ++e, c += width)
-    for (int v = 0; v < width; v += kLanes<T>) {
+void contraction_coefficients(const ContractionJob<T>& job, const std::vector<const T*>& weights, T* c) {
+  const ContractionTable& table = *job.table;
+  for (int e = 0; e < table.coefficients(); ++e, c += job.width)
+    for (int v = job.first_channel; v < job.last_channel; v += kLanes<T>) {
       Vector<T> sum{};
       for (std::int32_t r = table.row[e]; r < table.row[e + 1]; ++r)
         sum += load(weights[table.weight[r]] + v) * T(table.coupling[r]);
@@ -225,17 +226,18 @@ void contraction_coefficients(const ContractionTable& table, int width, const st
 }
 
 template <class T>
-void contraction_weights(const ContractionTable& table, int width, const T* c, const std::vector<T*>& weights) {
-  for (int e = 0; e < table.coefficients(); ++e, c += width)
+void contraction_weights(const ContractionJob<T>& job, const T* c, const std::vector<T*>& weights) {
+  const ContractionTable& table = *job.table;
+  for (int e = 0; e < table.coefficients(); ++e, c += job.width)
     for (std::int32_t r = table.row[e]; r < table.row[e + 1]; ++r)
-      for (int v = 0; v < width; v += kLanes<T>)
+      for (int v = job.first_channel; v < job.last_channel; v += kLanes<T>)
         add_to<T>(weights[table.weight[r]] + v, load(c + v) * T(table.coupling[r]));
 }
 
 using Real = EQUIPES_REAL;
 template void contraction_forward(const ContractionJob<Real>&);
 template void contraction_reverse(const ContractionJob<Real>&);
-template void contraction_coefficients(const ContractionTable&, int, const std::vector<const Real*>&, Real*);
-template void contraction_weights(const ContractionTable&, int, const Real*, const std::vector<Real*>&);
+template void contraction_coefficients(const ContractionJob<Real>&, const std::vector<const Real*>&, Real*);
+template void contraction_weights(const ContractionJob<Real>&, const Real*, const std::vector<Real*>&);
 
 }  // namespace equipes

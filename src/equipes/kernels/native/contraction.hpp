@@ -78,6 +78,7 @@ struct ContractionJob {
   std::int64_t first = 0, last = 0;  // atoms of one species
   const std::int64_t* order = nullptr;  // atom at first, ..; nullptr: themselves
   int width = 0;  // channels, whole vectors
+  int first_channel = 0, last_channel = 0;  // those to work on
   const Component<T>*a = nullptr, *a_tangent = nullptr;  // [inputs]; no tangent: it is zero
   const Component<T>*m = nullptr, *m_tangent = nullptr;  // [outputs]; in reverse, cotangents and their changes
   const Component<T>* a_result = nullptr;  // reverse: cotangents of A, or their changes
@@ -94,10 +95,10 @@ void contraction_forward(const ContractionJob<T>& job);
 template <class T>
 void contraction_reverse(const ContractionJob<T>& job);
 
-// c = K W and, in reverse, W += Kᵀ c, for rows of `width` numbers. `weights` has the address of each row of weights.
+// c = K W and, in reverse, W += Kᵀ c, for the job's species and channels. `weights` has the address of each row of weights.
 template <class T>
-void contraction_coefficients(const ContractionTable& table, int width, const std::vector<const T*>& weights, T* c);
+void contraction_coefficients(const ContractionJob<T>& job, const std::vector<const T*>& weights, T* c);
 template <class T>
-void contraction_weights(const ContractionTable& table, int width, const T* c, const std::vector<T*>& weights);
+void contraction_weights(const ContractionJob<T>& job, const T* c, const std::vector<T*>& weights);
 
 }  // namespace equipes

@@ -2,7 +2,6 @@
 // [ranges, coefficients, width], width a multiple of the vector width.
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "contraction.hpp"
@@ -27,7 +26,7 @@ class ContractionOperation {
                T* m_tangent) const {
     const auto as = rows(a, table_.inputs, atoms), as_tangent = rows(a_tangent, table_.inputs, atoms);
     const auto ms = rows(m, table_.outputs, atoms), ms_tangent = rows(m_tangent, table_.outputs, atoms);
-    run(threads, atoms, c, c_tangent, [&](Team, ContractionJob<T>& job) {
+    run(threads, atoms, c, c_tangent, [&](ContractionJob<T>& job) {
       set(job.a, as);
       set(job.a_tangent, as_tangent);
       set(job.m, ms);
@@ -42,28 +41,15 @@ class ContractionOperation {
     const auto as = rows(a, table_.inputs, atoms), as_tangent = rows(a_tangent, table_.inputs, atoms);
     const auto gs = rows(g, table_.outputs, atoms), gs_tangent = rows(g_tangent, table_.outputs, atoms);
     const auto results = rows(a_result, table_.inputs, atoms);
-    const std::int64_t size = std::int64_t(table_.coefficients()) * atoms.width;
-    const std::int64_t whole = size * (std::int64_t(atoms.starts.size()) - 1);
-    // Coefficients are shared by atoms of several threads: each has sums of its own, added in the order of the threads.
-    std::vector<std::vector<T>> sums(c_result != nullptr ? threads - 1 : 0);
-    run(threads, atoms, c, c_tangent, [&](Team team, ContractionJob<T>& job) {
+    run(threads, atoms, c, c_tangent, [&](ContractionJob<T>& job) {
       set(job.a, as);
       set(job.a_tangent, as_tangent);
       set(job.m, gs);
       set(job.m_tangent, gs_tangent);
       set(job.a_result, results);
-      if (c_result != nullptr) {
-        T* own = c_result;
-        if (team.rank > 0) {
-          sums[team.rank - 1].resize(whole, T(0));
-          own = sums[team.rank - 1].data();
-        }
-        job.c_result = own + (job.c - c);
-      }
+      if (c_result != nullptr) job.c_result = c_result + (job.c - c);
       contraction_reverse(job);
     });
-    for (const std::vector<T>& part : sums)
-      for (std::size_t i = 0; i < part.size(); ++i) c_result[i] += part[i];
   }
 
  private:
@@ -83,18 +69,20 @@ class ContractionOperation {
   void run(int threads, const Atoms& atoms, const T* c, const T* c_tangent, F&& work) const {
     const std::int64_t size = std::int64_t(table_.coefficients()) * atoms.width;
     with_team(threads, [&](Team team) {
-      const auto [first, last] = team.share(atoms.starts.back());
+      // Threads share the channels: all sums over atoms stay in one hand.
+      const auto [first, last] = team.share(atoms.width / kLanes<T>);
       for (std::size_t s = 0; s + 1 < atoms.starts.size(); ++s) {
         ContractionJob<T> job;
         job.table = &table_;
-        job.first = std::max(first, atoms.starts[s]);
-        job.last = std::min(last, atoms.starts[s + 1]);
-        if (job.first >= job.last) continue;
+        job.first = atoms.starts[s];
+        job.last = atoms.starts[s + 1];
+        job.first_channel = int(first) * kLanes<T>;
+        job.last_channel = int(last) * kLanes<T>;
         job.order = atoms.order;
         job.width = atoms.width;
         job.c = c + std::int64_t(s) * size;
         job.c_tangent = c_tangent != nullptr ? c_tangent + std::int64_t(s) * size : nullptr;
-        work(team, job);
+        work(job);
       }
     });
   }

@@ -183,7 +183,7 @@ void Frozen<T>::product(Team team, Pass& pass, int k, const Tile& tile) const {
     ContractionJob<T> job;
     job.table = &layer.table;
     job.last = atoms;
-    job.width = layer.m.blocks[0].width();
+    job.width = job.last_channel = layer.m.blocks[0].width();
     job.a = a.data();
     job.m = m.data();
     job.c = layer.coefficients[tile.type];
@@ -233,7 +233,7 @@ void Frozen<T>::product_reverse(Team team, Pass& pass, int k, const Tile& tile) 
     ContractionJob<T> job;
     job.table = &layer.table;
     job.last = tile.last - tile.first;
-    job.width = layer.m.blocks[0].width();
+    job.width = job.last_channel = layer.m.blocks[0].width();
     job.a = a.data();
     job.m = m.data();
     job.a_result = result.data();

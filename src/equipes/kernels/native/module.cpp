@@ -53,12 +53,14 @@ ContractionTable contraction(nb::handle given) {
 ModelSpec model(nb::dict given) {
   ModelSpec spec;
   spec.n_species = nb::cast<int>(given["n_species"]);
-  spec.n_attributes = nb::cast<int>(given["n_attributes"]);
+  spec.n_features = nb::cast<int>(given["n_features"]);
+  spec.species_aware = nb::cast<bool>(given["species_aware"]);
   spec.l_max = nb::cast<int>(given["l_max"]);
   spec.cutoffs = nb::cast<std::vector<double>>(given["cutoffs"]);
   spec.norms = nb::cast<std::vector<double>>(given["norms"]);
   spec.basis.r_max = nb::cast<double>(given["r_max"]);
   spec.basis.power = nb::cast<int>(given["cutoff_power"]);
+  spec.basis.on = nb::cast<double>(given["cutoff_on"]);
   spec.n_roots = nb::cast<int>(given["n_roots"]);
   spec.readout_widths = nb::cast<std::vector<int>>(given["readout_widths"]);
   spec.repulsion.power = nb::cast<int>(given["repulsion_power"]);
@@ -66,10 +68,35 @@ ModelSpec model(nb::dict given) {
   spec.repulsion.inverse_length = nb::cast<std::vector<double>>(given["repulsion_inverse_lengths"]);
   for (nb::handle item : given["layers"]) {
     nb::dict layer = nb::cast<nb::dict>(item);
-    spec.layers.push_back({irreps(layer["irreps_in"]), nb::cast<std::vector<int>>(layer["radial_widths"]),
-                           paths(layer["paths"]), irreps(layer["messages"]), irreps(layer["gate_in"]),
-                           irreps(layer["scalars"]), irreps(layer["gated"]),
-                           nb::cast<bool>(layer["self_connection"])});
+    LayerSpec result;
+    result.irreps_in = irreps(layer["irreps_in"]);
+    result.radial_widths = nb::cast<std::vector<int>>(layer["radial_widths"]);
+    result.paths = paths(layer["paths"]);
+    result.messages = irreps(layer["messages"]);
+    result.gate_in = irreps(layer["gate_in"]);
+    if (layer.contains("out")) {
+      result.out = irreps(layer["out"]);
+      result.contraction = contraction(layer["contraction"]);
+      result.contraction_rows = nb::cast<std::vector<int>>(layer["contraction_rows"]);
+      result.residual = nb::cast<bool>(layer["residual"]);
+    } else {
+      result.scalars = irreps(layer["scalars"]);
+      result.gated = irreps(layer["gated"]);
+      result.self_connection = nb::cast<bool>(layer["self_connection"]);
+    }
+    spec.layers.push_back(std::move(result));
+  }
+  if (given.contains("species_fan_in")) {  // what MACE has differently
+    spec.inverted = true;
+    spec.gain = nb::cast<double>(given["gain"]);
+    spec.species_fan_in = nb::cast<double>(given["species_fan_in"]);
+    spec.basis.factor = nb::cast<double>(given["basis_factor"]);
+    spec.repulsion.scaled = true;
+    spec.repulsion.cutoffs = nb::cast<std::vector<double>>(given["repulsion_cutoffs"]);
+    if (spec.repulsion.power > 0) spec.repulsion.screening = nb::cast<std::vector<double>>(given["repulsion_screening"]);
+    const auto [kind, constants, radii] =
+        nb::cast<std::tuple<int, std::array<double, 4>, std::vector<double>>>(given["distance_transform"]);
+    spec.basis.transform = {DistanceTransform::Kind(kind), constants[0], constants[1], constants[2], constants[3], radii};
   }
   return spec;
 }
