@@ -298,6 +298,10 @@ class MACE(Architecture):
         """See `Architecture.fixed_hyperparameters`."""
         return {"num_elements": self.num_elements}
 
+    def last_readout(self) -> nn.Module:
+        """See `Architecture.last_readout`."""
+        return self.readouts[-1]
+
     def forward(self, types: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Energies of the atoms, `[N]` float64, eV.
 

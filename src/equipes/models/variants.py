@@ -42,7 +42,11 @@ def choose_modality(potential: Potential, modality: str) -> Potential:
         )
         raise InputError(f"the potential has no modality '{modality}'; {what}")
     hyperparameters = potential.hyperparameters | {key: modality}
-    return _rebuilt(potential, potential.species, hyperparameters, potential.model.state_dict())
+    made = _rebuilt(potential, potential.species, hyperparameters, potential.model.state_dict())
+    # A modality goes into the features; heads share them.
+    if key == "head" or potential.hyperparameters.get(key) == modality:
+        made.familiarity = potential.familiarity
+    return made
 
 
 def keep_species(potential: Potential, species: Sequence[str]) -> Potential:
@@ -68,7 +72,9 @@ def keep_species(potential: Potential, species: Sequence[str]) -> Potential:
         )
     gone = set(potential.species) - set(species)
     hyperparameters = _without(potential.hyperparameters, gone) | potential.model.fixed_hyperparameters()
-    return _rebuilt(potential, species, hyperparameters, weights)
+    made = _rebuilt(potential, species, hyperparameters, weights)
+    made.familiarity = None if potential.familiarity is None else potential.familiarity.of_species(kept)
+    return made
 
 
 def add_species(potential: Potential, new: Mapping[str, str]) -> Potential:

@@ -22,6 +22,7 @@ from equipes.files import atomic_write, new_directory
 from equipes.models import Potential, build, load
 from equipes.training.config import Config
 from equipes.training.display import ProgressDisplay
+from equipes.training.familiarity import remember_training
 from equipes.training.fine_tuning import Tuning, open_base, tune
 from equipes.training.identity import config_hash, refuse_other_training
 from equipes.training.inputs import Prepared, check, prepare, read_splits
@@ -341,6 +342,7 @@ def _finish(
             f"{result.out}: the validation loss was never finite, so there is no model; look at the data "
             "(`equipes data check`) and try a lower train.learning_rate"
         )
+    remember_training(result.model, prepared.splits.train, prepared.splits.val, module.device)
     test = None
     if prepared.splits.test:
         potential = load(result.model)

@@ -40,6 +40,7 @@ bool contains(const std::vector<Irrep>& irreps, const Irrep& kind) {
 // Marks what cannot reach the energy. The last layer makes scalars only, of which features with p = -(-1)^l know nothing;
 // so these need not be made in the layer before, nor what only they would have needed.
 void mark_idle(std::vector<LayerSpec>& layers) {
+  if (layers.back().product()) return;  // a contraction makes scalars of everything
   std::vector<Irrep> wanted = layers.back().scalars;
   for (std::size_t k = layers.size(); k-- > 0;) {
     LayerSpec& layer = layers[k];
@@ -106,7 +107,11 @@ typename Engine<T>::Layer Engine<T>::make_layer(const LayerSpec& stated) {
   Layer layer;
   for (const Irrep& irrep : busy(stated.irreps_in)) layer.in.add(irrep, Channels<T>({irrep.multiplicity}));
   layer.convolution = Convolution<T>(busy(stated.irreps_in), busy_paths(stated), busy(stated.messages));
-  add_gate(stated, layer);
+  layer.radial.gain = spec_.gain;
+  if (stated.product())
+    for (const Irrep& irrep : stated.gate_in) layer.gate_in.add(irrep, Channels<T>({irrep.multiplicity}));
+  else
+    add_gate(stated, layer);
 
   for (const Irrep& irrep : stated.irreps_in) {
     const int block = layer.in.find(irrep);
@@ -145,12 +150,14 @@ typename Engine<T>::Layer Engine<T>::make_layer(const LayerSpec& stated) {
                                       source.multiplicity, irrep.idle);
         if (!irrep.idle) layer.self_connection.push_back({layer.in.find(irrep), layer.gate_in.find(irrep), weight});
       }
+  if (stated.product()) add_product(stated, layer, &stated == &spec_.layers.back());
   return layer;
 }
 
 // Even scalars hold the gates of the other features beside themselves.
 template <class T>
 Channels<T> Engine<T>::gate_channels(const LayerSpec& stated, const Irrep& irrep) const {
+  if (stated.product()) return Channels<T>({irrep.multiplicity});
   std::vector<int> groups = {irrep.multiplicity};
   std::vector<bool> idle = {irrep.idle};
   if (irrep.l == 0 && irrep.p == 1) {
@@ -189,6 +196,7 @@ Engine<T>::Engine(const ModelSpec& spec) : spec_(spec) {
   const Features<T>& last = layers_.back().out;
   if (last.blocks.size() != 1 || last.blocks[0].irrep.l != 0)
     throw std::invalid_argument("the last layer must give even scalars only");
+  readout_.gain = spec.gain;
   readout_weights_ =
       add_network(readout_, last.blocks[0].channels.count(), spec.readout_widths, Channels<T>(std::vector<int>{1}));
   scales_ = int(sizes_.size());
@@ -444,6 +452,7 @@ void Engine<T>::radial_backward(Team team, Pass& pass, int k, const std::vector<
 
 template <class T>
 void Engine<T>::gate(Team team, Pass& pass, int k) const {
+  if (layers_[k].product) return product_forward(team, pass, k);
   const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
@@ -489,6 +498,7 @@ void Engine<T>::gate(Team team, Pass& pass, int k) const {
 
 template <class T>
 void Engine<T>::gate_reverse(Team team, Pass& pass, int k) const {
+  if (layers_[k].product) return product_reverse(team, pass, k);
   const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
@@ -528,6 +538,7 @@ void Engine<T>::gate_reverse(Team team, Pass& pass, int k) const {
 
 template <class T>
 void Engine<T>::gate_tangent(Team team, Pass& pass, int k) const {
+  if (layers_[k].product) return product_tangent(team, pass, k);
   const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
@@ -564,7 +575,8 @@ void Engine<T>::gate_tangent(Team team, Pass& pass, int k) const {
 }
 
 template <class T>
-void Engine<T>::gate_dual(Team team, Pass& pass, int k, const T* change) const {
+void Engine<T>::gate_dual(Team team, Pass& pass, int k, const T* change, const std::vector<T*>& targets) const {
+  if (layers_[k].product) return product_dual(team, pass, k, change, targets);
   const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
@@ -778,7 +790,7 @@ void Engine<T>::read_out(Team team, Pass& pass, double* energies) const {
       cotangent[f] = weight * values.back()[f * stride];
       cotangent[depth + f] = T(0);
     }
-    pass.readout_energy[n] = double(sum * factor);
+    pass.readout_energy[n] = double(sum * factor) + layer_readouts(pass, n, false);
   }
   team.wait();
   for (std::int64_t i = first; i < last; ++i) {
@@ -828,10 +840,13 @@ void Engine<T>::read_out_dual(Team team, Pass& pass, const double* energy_cotang
         target[f * stride] += value * row[f] + slope * row[depth + f];
         tangent += row[depth + f] * values.back()[f * stride];
       }
-      if (gradients.scales != nullptr) gradients.scales[type] += c * pass.readout_energy[n] + double(tangent * factor);
+      if (gradients.scales != nullptr)
+        gradients.scales[type] += c * pass.readout_energy[n] + double(tangent * factor) + layer_readouts(pass, n, true);
       if (gradients.shifts != nullptr) gradients.shifts[type] += c;
     }
+    if (gradients.scales != nullptr) repulsion_scales_gradient(pass, energy_cotangent, gradients.scales);
   }
+  layer_readouts_gradient(team, pass, gradients.weights);
   team.wait();
   reverse_readout(team, pass, pick(gradients.weights, readout_weights_), gradients.x_change[0]);
 }
@@ -863,7 +878,7 @@ void Engine<T>::sweep_forward(Team team, Pass& pass, const double* vectors, doub
   const Plan& plan = pass.plan;
   {
     const Timer timer(team, Routine::kGeometry);
-    harmonics_of_edges<T>(team, plan, vectors, spec_.l_max, pass.geometry, pass.harmonics);
+    harmonics_of_edges<T>(team, plan, vectors, spec_.l_max, spec_.inverted, pass.geometry, pass.harmonics);
     pass.basis.evaluate(team, plan, Channels<T>::padded(spec_.n_roots), pass.basis_rows);
   }
   const T* embedding = pass.values[embedding_];
@@ -914,6 +929,7 @@ void Engine<T>::sweep_reverse(Team team, Pass& pass) const {
     linear(team, pass, layer, state.y_cotangent, state.x_cotangent, true);
     team.wait();
     self_connect(team, pass, layer, k, state.z_cotangent, state.x_cotangent, true);
+    bypass_reverse(team, pass, k, pass.layers[k + 1].x_cotangent, false, state.x_cotangent);
     team.wait();
   }
   gather(team, pass.harmonics_cotangent, pass.private_edges, pass.edge_numbers);
@@ -933,8 +949,9 @@ void Engine<T>::differentiate_edges(Team team, Pass& pass, double* energies, dou
       if (repulsive) {
         const int pair = int(pass.types[i] * spec_.n_species + pass.types[plan.sender[e]]);
         const auto [energy, derivative] = spec_.repulsion.evaluate(pair, plan.length[e], spec_.cutoffs[pair]);
-        energies[i] += energy;
-        slope = derivative;
+        const double factor = spec_.repulsion.scaled ? pass.scales[pass.types[i]] : 1.0;
+        energies[i] += factor * energy;
+        slope = factor * derivative;
       }
       if (gradient == nullptr) continue;
       slope += double(pass.length_cotangent[e]);
@@ -994,7 +1011,7 @@ void Engine<T>::sweep_dual(Team team, Pass& pass, const Gradients& gradients) co
   for (int k = int(layers_.size()) - 1; k >= 0; --k) {
     const Layer& layer = layers_[k];
     const typename Pass::State& state = pass.layers[k];
-    gate_dual(team, pass, k, change);
+    gate_dual(team, pass, k, change, gradients.weights);
     team.wait();
     mix(team, pass, layer, state.z_change, state.messages_change, true);
     mix_gradient(team, pass, k, gradients.weights);
@@ -1004,6 +1021,7 @@ void Engine<T>::sweep_dual(Team team, Pass& pass, const Gradients& gradients) co
     linear_gradient(team, pass, k, gradients.weights);
     team.wait();
     self_connect(team, pass, layer, k, state.z_change, below, true);
+    bypass_reverse(team, pass, k, change, true, below);
     self_connection_gradient(team, pass, k, gradients.weights);
     radial_backward(team, pass, k, gradients.weights, gradients.roots);
     team.wait();
@@ -1047,6 +1065,7 @@ void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent
   const Gradients targets = prepare_gradients(pass, threads, gradients, *arena);
   with_team(threads, [&](Team team) {
     set_direction(team, pass, gradient_cotangent);
+    if (team.rank == 0) pass.energy_cotangent = energy_cotangent;
     sweep_tangent(team, pass);
     read_out_dual(team, pass, energy_cotangent, targets);
     sweep_dual(team, pass, targets);
@@ -1119,7 +1138,7 @@ template <class T>
 void Engine<T>::prepare_layer(Pass& pass, const Layer& layer, typename Pass::State& state) const {
   Arena& arena = *pass.arena;
   const std::int64_t atoms = pass.plan.atoms, pairs = pass.plan.pairs;
-  const std::int64_t scalars = atoms * layer.gate_in.blocks[layer.scalars].size();
+  const std::int64_t scalars = layer.product ? 0 : atoms * layer.gate_in.blocks[layer.scalars].size();
   for (T** features : {&state.x, &state.x_cotangent, &state.y, &state.y_cotangent})
     *features = arena.take<T>(atoms * layer.in.size);
   for (T** messages : {&state.messages, &state.messages_cotangent})
@@ -1140,6 +1159,7 @@ void Engine<T>::prepare_layer(Pass& pass, const Layer& layer, typename Pass::Sta
   }
   for (const BlockWeight& entry : layer.self_connection)
     state.species_matrices.push_back(arena.take<T>(species_matrices_size(pass, layer, entry)));
+  if (layer.product) prepare_product(pass, layer, state);
 }
 
 // Memory of the way back.
@@ -1157,6 +1177,7 @@ typename Engine<T>::Gradients Engine<T>::prepare_gradients(Pass& pass, int threa
       std::fill_n(target, weight.size(), T(0));
     targets.weights.push_back(target);
   }
+  for (int weight : partial_) std::fill_n(targets.weights[weight], weights_[weight].size(), T(0));
   targets.scales = static_cast<double*>(gradients[scales_]);
   targets.shifts = static_cast<double*>(gradients[shifts_]);
   targets.roots = static_cast<double*>(gradients[roots_]);
@@ -1206,6 +1227,7 @@ typename Engine<T>::Gradients Engine<T>::prepare_gradients(Pass& pass, int threa
     state.species_changes.clear();
     for (const BlockWeight& entry : layer.self_connection)
       state.species_changes.push_back(arena.take<T>(species_matrices_size(pass, layer, entry)));
+    if (layer.product) prepare_product_gradients(pass, layer, state, arena);
   }
   pass.layers.back().x_tangent = arena.take<T>(atoms * layers_.back().out.size);
   return targets;

@@ -35,6 +35,8 @@ class Recipe:
 
 def recipe_for(model: nn.Module) -> Recipe | None:
     """How the engine computes a model (not one of a class derived from those it knows); None if it cannot."""
+    from equipes.kernels.native import mace_recipe
+    from equipes.models.mace import MACE
     from equipes.models.nequip import NequIP
     from equipes.models.sevennet import SevenNet
 
@@ -42,6 +44,8 @@ def recipe_for(model: nn.Module) -> Recipe | None:
         return _nequip(model)
     if type(model) is SevenNet and not model.modalities and model.normalize_harmonics:
         return _sevennet(model)
+    if type(model) is MACE:
+        return mace_recipe.recipe(model)
     return None
 
 
