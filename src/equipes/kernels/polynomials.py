@@ -74,7 +74,9 @@ def polynomial_table(
                     if not coefficients[:, m, t].any():
                         continue
                     line = np.zeros(n_rows)
-                    line[first_row[i, degree] : first_row[i, degree] + coefficients.shape[0]] = coefficients[:, m, t]
+                    line[first_row[i, degree] : first_row[i, degree] + coefficients.shape[0]] = coefficients[
+                        :, m, t
+                    ]
                     terms.setdefault(tuple(monomial), []).append((int(starts[i]) + m, line))
         begin = [len(output)]
         for monomial in sorted(terms):

@@ -1,7 +1,7 @@
 """A MACE model as the frozen engine runs it: matrices folded, radial functions as splines, couplings as polynomials.
 
-    x -> linear_1 -> h;  Σ_j w(r_ij) Y(r_ij) ⊗ h_j -> linear_2 -> z;  z / density -> mixing -> A;
-    A -> symmetric contraction -> linear_3, + self-connection of x -> x of the next, which is read out
+x -> linear_1 -> h;  Σ_j w(r_ij) Y(r_ij) ⊗ h_j -> linear_2 -> z;  z / density -> mixing -> A;
+A -> symmetric contraction -> linear_3, + self-connection of x -> x of the next, which is read out
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ def can_describe(model: MACE) -> bool:
     """Whether the native code was built for the model's degrees."""
     extension = native.module()
     return extension is not None and all(
-        max(table.inputs, table.outputs) <= extension.max_components and len(table.degrees) <= extension.max_degree
+        max(table.inputs, table.outputs) <= extension.max_components
+        and len(table.degrees) <= extension.max_degree
         for table in (product.symmetric_contraction.table for product in _products(model))
     )
 
 
-def describe(model: MACE, types: Sequence[int], tolerance: float) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def describe(
+    model: MACE, types: Sequence[int], tolerance: float
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The structure and the arrays of a frozen potential; see `equipes.models.frozen.describe`.
 
     Args:
@@ -79,8 +82,10 @@ def describe(model: MACE, types: Sequence[int], tolerance: float) -> tuple[dict[
         if model.repulsion is not None:
             power = model.repulsion.p
             pairs_of_all = model.repulsion.pairs()
-            own = [table[species][:, species] for table in (
-                pairs_of_all.charge_product, pairs_of_all.inverse_length, pairs_of_all.cutoffs)]
+            own = [
+                table[species][:, species]
+                for table in (pairs_of_all.charge_product, pairs_of_all.inverse_length, pairs_of_all.cutoffs)
+            ]
             arrays["repulsion_charges"] = model.scale[head] * own[0]
             arrays["repulsion_inverse_lengths"], arrays["repulsion_cutoffs"] = own[1:]
             arrays["repulsion_screening"] = pairs_of_all.screening
@@ -216,7 +221,9 @@ def _last_readout(readout: Readout, head: int) -> list[Tensor]:
 
 
 def _matrices(linear: Linear) -> dict[Irrep, Tensor]:
-    return {irrep: linear.matrix(str(irrep)) for irrep in linear.irreps_out.irreps if str(irrep) in linear.weights}
+    return {
+        irrep: linear.matrix(str(irrep)) for irrep in linear.irreps_out.irreps if str(irrep) in linear.weights
+    }
 
 
 def _species_matrices(linear: SpeciesLinear) -> dict[Irrep, Tensor]:
