@@ -426,7 +426,7 @@ def _calculators(model: str) -> Callable[[str], Any]:
         from equipes.calculators import Calculator
 
         if dtype not in loaded:
-            loaded[dtype] = Calculator(model, dtype=dtype)
+            loaded[dtype] = Calculator(model, dtype=dtype, freeze=True)
         return loaded[dtype]
 
     return calculator

@@ -18,7 +18,9 @@ from equipes import InputError
 from equipes.simulate import ElasticOptions, PhononOptions, SimulationError, Store, elastic, phonons
 from equipes.simulate.processes import processes_for, processes_for_runs, spread
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are copied on Linux only")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="processes are copied on Linux only"
+)
 
 
 def square(item: int, tell) -> int:

@@ -1,4 +1,4 @@
-"""`equipes elastic`, `phonons`, `conductivity` and `expansion`: properties of crystals."""
+"""`equipes elastic`, `phonons` and `conductivity`: properties of crystals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, work
 if TYPE_CHECKING:
     from equipes.simulate.conductivity import ConductivityResult
     from equipes.simulate.elastic import ElasticResult
-    from equipes.simulate.expansion import ExpansionResult
     from equipes.simulate.phonons import PhononResult
 
 RelaxFirst = Annotated[
@@ -43,7 +42,6 @@ def register(app: typer.Typer) -> None:
     app.command()(elastic)
     app.command()(phonons)
     app.command()(conductivity)
-    app.command()(expansion)
 
 
 def elastic(
@@ -235,63 +233,6 @@ def conductivity(
         run.finish(result, conductivity_rows(result), figures=figures, structures=[result.atoms])
 
 
-def expansion(
-    model: ModelPath,
-    structure: StructurePath,
-    out: OutDirectory = None,
-    supercell: Supercell = None,
-    length: Length = 8.0,
-    displacement: Annotated[float, typer.Option(help="Å.")] = 0.01,
-    volumes: Annotated[int, typer.Option(help="How many.")] = 9,
-    smallest: Annotated[float, typer.Option(help="Volume, over that of lowest energy.")] = 0.97,
-    largest: Annotated[float, typer.Option(help="Volume, over that of lowest energy.")] = 1.07,
-    max_temperature: Annotated[float, typer.Option(help="K.")] = 800.0,
-    relax: RelaxFirst = True,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float64,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Thermal expansion and bulk modulus of a crystal against temperature, quasi-harmonic."""
-    from equipes.simulate.expansion import ExpansionOptions
-    from equipes.simulate.expansion import expansion as calculate
-
-    options = ExpansionOptions(
-        supercell=supercell,
-        length=length,
-        displacement=displacement,
-        volumes=volumes,
-        smallest=smallest,
-        largest=largest,
-        highest=max_temperature,
-        relax=relax,
-    )
-    with workflow(
-        "expansion",
-        options,
-        model=model,
-        modal=modal,
-        exact=exact,
-        structure=structure,
-        frame=frame,
-        device=device,
-        dtype=dtype,
-        out=out,
-        json=json,
-        resume=resume,
-        overwrite=overwrite,
-    ) as run:
-        result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
-        from equipes.report.crystals import expansion_plot
-
-        figures = {"expansion.png": ("properties over temperature", lambda: expansion_plot(result))}
-        run.finish(result, expansion_rows(result), figures=figures, structures=[result.atoms])
-
-
 def elastic_rows(result: ElasticResult) -> Iterator[tuple[str, object]]:
     """The numbers of an elastic tensor, for people."""
     yield "space group", f"{result.spacegroup}, {result.independent} independent constants"
@@ -340,17 +281,3 @@ def conductivity_rows(result: ConductivityResult) -> Iterator[tuple[str, object]
         for temperature, value in zip(result.temperatures_k, values, strict=True):
             tensor = " ".join(f"{component:.3f}" for component in value[:3])
             yield f"{name}, {temperature:g} K", f"{value[:3].mean():.3f} W/(m K) (xx yy zz: {tensor})"
-
-
-def expansion_rows(result: ExpansionResult) -> Iterator[tuple[str, object]]:
-    """The numbers of thermal expansion, for people."""
-    for temperature in (0.0, 100.0, 300.0, 500.0, 1000.0):
-        at = result.at(temperature)
-        if abs(result.temperatures_k[at] - temperature) > 5:
-            continue
-        yield (
-            f"at {result.temperatures_k[at]:.0f} K",
-            f"volume {result.volume_ang3[at]:.4f} Å³, linear expansion {1e6 * result.expansion_per_k[at] / 3:.3f}e-6/K,"
-            f" bulk modulus {result.bulk_modulus_gpa[at]:.2f} GPa,"
-            f" heat capacity {result.heat_capacity_j_per_k_per_mol[at]:.3f} J/K/mol",
-        )

@@ -26,6 +26,7 @@ from equipes.simulate.elastic import ElasticOptions, ElasticResult, elastic
 from equipes.simulate.eos import EquationOfStateResult, equation_of_state
 from equipes.simulate.errors import SimulationError
 from equipes.simulate.expansion import ExpansionOptions, ExpansionResult, expansion
+from equipes.simulate.expansion_npt import NPTExpansionOptions, expansion_npt
 from equipes.simulate.md import MDResult, run_md
 from equipes.simulate.melt_quench import MeltQuenchOptions, MeltQuenchResult, melt_quench
 from equipes.simulate.neb import NEBOptions, NEBResult, neb, vacancy_hop
@@ -57,6 +58,7 @@ __all__ = [
     "Motion",
     "NEBOptions",
     "NEBResult",
+    "NPTExpansionOptions",
     "PhononOptions",
     "PhononResult",
     "Provenance",
@@ -73,6 +75,7 @@ __all__ = [
     "coordination_numbers",
     "equation_of_state",
     "expansion",
+    "expansion_npt",
     "melt_quench",
     "motion_of",
     "neb",

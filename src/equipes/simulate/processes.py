@@ -24,6 +24,11 @@ from equipes.simulate.errors import SimulationError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+
+class Stopped(KeyboardInterrupt):
+    """A calculation that ended because a signal asked for it, and can be continued."""
+
+
 # Below so many atoms in all, starting processes takes longer than the work.
 _WORTHWHILE_ATOMS = 1000
 # Of the processes' time, more than this must be spent at work: several threads in one process would reach about as much.
@@ -141,7 +146,7 @@ def _work(
         for number, item in items:
             answer = function(item, lambda note, number=number: pipe.send(("note", number, note)))  # type: ignore[misc]
             pipe.send(("done", number, answer))
-    except (InputError, SimulationError) as error:
+    except (InputError, SimulationError, Stopped) as error:
         pipe.send(("error", -1, error))
     except BrokenPipeError:
-        pass
+        return
