@@ -1,4 +1,4 @@
-"""`equipes elastic`, `phonons` and `conductivity`: properties of crystals."""
+"""`equipes eos`, `elastic`, `phonons` and `conductivity`: properties of crystals."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, work
 if TYPE_CHECKING:
     from equipes.simulate.conductivity import ConductivityResult
     from equipes.simulate.elastic import ElasticResult
+    from equipes.simulate.eos import EquationOfStateResult
     from equipes.simulate.phonons import PhononResult
 
 RelaxFirst = Annotated[
@@ -39,9 +40,64 @@ Length = Annotated[float, typer.Option("--length", help="Å between faces of the
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
+    app.command()(eos)
     app.command()(elastic)
     app.command()(phonons)
     app.command()(conductivity)
+
+
+def eos(
+    model: ModelPath,
+    structure: StructurePath,
+    out: OutDirectory = None,
+    volume_range: Annotated[
+        float, typer.Option("--range", help="Fraction of the volume to either side.")
+    ] = 0.08,
+    points: Annotated[int, typer.Option(help="Number of volumes.")] = 11,
+    relax_positions: Annotated[
+        bool, typer.Option("--relax/--no-relax", help="Relax the atoms at every volume.")
+    ] = True,
+    resume: Resume = False,
+    modal: ModalOption = None,
+    exact: Exact = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float64,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Lattice constant and bulk modulus of a crystal, from its energy over the volume (Birch-Murnaghan)."""
+    from equipes.simulate.eos import EquationOfStateOptions, equation_of_state
+
+    options = EquationOfStateOptions(volume_range, points, relax_positions)
+    with workflow(
+        "eos",
+        options,
+        model=model,
+        modal=modal,
+        exact=exact,
+        structure=structure,
+        frame=frame,
+        device=device,
+        dtype=dtype,
+        out=out,
+        json=json,
+        resume=resume,
+        overwrite=overwrite,
+    ) as run:
+        result = equation_of_state(
+            run.atoms,
+            run.calculator,
+            volume_range=volume_range,
+            points=points,
+            relax_positions=relax_positions,
+            store=run.store,
+            progress=run.progress,
+        )
+        from equipes.report.equation_of_state import equation_of_state_plot
+
+        figures = {"eos.png": ("energy over the volume", lambda: equation_of_state_plot(result))}
+        run.finish(result, eos_rows(result), figures=figures, structures=[result.atoms])
 
 
 def elastic(
@@ -231,6 +287,21 @@ def conductivity(
             "conductivity.png": ("conductivity over temperature and mesh", lambda: conductivity_plot(result))
         }
         run.finish(result, conductivity_rows(result), figures=figures, structures=[result.atoms])
+
+
+def eos_rows(result: EquationOfStateResult) -> Iterator[tuple[str, object]]:
+    """The numbers of an equation of state, for people."""
+    constants = (
+        f"{name} = {value:.4f} Å" if len(name) == 1 else f"{name} = {value:.2f}°"
+        for name, value in result.lattice_constants.items()
+    )
+    atoms = len(result.atoms)
+    yield "lattice", f"{result.lattice} {', '.join(constants)}"
+    yield "volume", f"{result.volume_ang3 / atoms:.4f} Å³/atom"
+    yield "energy", f"{result.energy_ev / atoms:.6f} eV/atom"
+    yield "bulk modulus", f"{result.bulk_modulus_gpa:.2f} GPa"
+    yield "its derivative B'", f"{result.bulk_modulus_derivative:.2f}"
+    yield "fit", f"{result.fit_rms_mev_per_atom:.3g} meV/atom off, root mean square"
 
 
 def elastic_rows(result: ElasticResult) -> Iterator[tuple[str, object]]:
