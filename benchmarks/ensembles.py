@@ -6,10 +6,10 @@
 For a crystal (a cube of its conventional cells) and a molecule, and every ensemble and thermostat:
 
 - drift: the slope of the conserved energy;
-- kinetic temperature, and its variance over that of the canonical distribution, 2 T² / f with f degrees of freedom (in nve
-  the kinetic energy may not have it);
-- configurational temperature <|F|²> / <∇²U> (H. H. Rugh, Phys. Rev. Lett. 78, 772, 1997; B. D. Butler et al., J. Chem. Phys.
-  109, 6519, 1998), which knows nothing of velocities; the Laplacian by random directions, in every frame kept;
+- kinetic temperature, and its variance over that of the canonical distribution, 2 T² / f with f degrees of freedom (in
+  nve the kinetic energy may not have it);
+- configurational temperature <|F|²> / <∇²U> (H. H. Rugh, Phys. Rev. Lett. 78, 772, 1997; B. D. Butler et al., J. Chem.
+  Phys. 109, 6519, 1998), which knows nothing of velocities; the Laplacian by random directions, in every fourth frame;
 - npt: the mean pressure, kinetic part included, and the bulk modulus k T V / var(V) beside the slope of the mean volume
   over two pressures.
 

@@ -54,7 +54,8 @@ class EquationOfStateOptions:
         """Raises `InputError` for what makes no sense."""
         if not 0 < self.volume_range < 0.5 or self.points < _FEWEST_POINTS:
             raise InputError(
-                f"the range must lie between 0 and 0.5 with at least {_FEWEST_POINTS} points, not {self.volume_range} and {self.points}"
+                f"the range must lie between 0 and 0.5 with at least {_FEWEST_POINTS} points, not {self.volume_range}"
+                f" and {self.points}"
             )
         if not self.fmax > 0:
             raise InputError(f"fmax must be above 0, not {self.fmax}")

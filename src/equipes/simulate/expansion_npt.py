@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import ase
 import numpy as np
@@ -274,7 +275,7 @@ def _jackknife(
     """The estimate from the whole series, and its error by leaving out one block after the other."""
     ends = np.linspace(0, len(volumes), _BLOCKS + 1).astype(int)
     without = []
-    for begin, end in zip(ends[:-1], ends[1:], strict=True):
+    for begin, end in pairwise(ends):
         rest = np.r_[0:begin, end : len(volumes)]
         without.append(estimate(cells, temperature, volumes[rest], enthalpies[rest]))
     spread = np.sqrt((_BLOCKS - 1) * np.var(without))

@@ -60,8 +60,8 @@ def run_all(
     processes = processes_for_runs(calculator, len(settings))
     try:
         with closing(spread(run, list(settings), processes, on_note=note)) as found:
-            for name, summary in zip(settings, found, strict=True):
-                summaries[name] = summary
+            for name in settings:
+                summaries[name] = next(found)
     except Stopped:
         return summaries, True
     return summaries, False
