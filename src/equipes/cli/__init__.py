@@ -18,6 +18,7 @@ from equipes.cli import (
     benchmark,
     data,
     evaluate,
+    familiarize,
     glass,
     heat,
     lattice,
@@ -73,7 +74,20 @@ def _root(
         typer.echo(context.get_help())
 
 
-for module in (train, evaluate, simulate, lattice, heat, transport, glass, benchmark, models, data, model):
+for module in (
+    train,
+    evaluate,
+    familiarize,
+    simulate,
+    lattice,
+    heat,
+    transport,
+    glass,
+    benchmark,
+    models,
+    data,
+    model,
+):
     module.register(app)
 
 
