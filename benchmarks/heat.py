@@ -104,7 +104,7 @@ def film(options: argparse.Namespace) -> dict[str, Any]:
     exact = Calculator(options.model, dtype="float64")
     unit = relax(bulk("Si", a=5.45, cubic=True), exact, cell=True, fmax=0.001).atoms
     chosen = ConductivityOptions(
-        supercell=(2, 2, 2), meshes=(28.0, 36.0), temperatures=(300.0,), relax=False, cutoff_pair=4.0
+        supercell=(2, 2, 2), meshes=(28.0, 36.0), temperatures=(300.0,), relax=False, cutoff_pair=4.0, full=False
     )
     rows = {}
     for strain in options.strains:
