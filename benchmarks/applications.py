@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ase.io
+import heat_cases
 import machine
 import numpy as np
 from ase import Atoms, units
@@ -498,6 +499,8 @@ CASES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "diffusion": diffusion_case,
     "diffusion copper": copper_diffusion_case,
     "melt-quench": glass_case,
+    "green-kubo": lambda at: (Row(*numbers) for numbers in heat_cases.glass(at)),
+    "film": lambda at: (Row(*numbers) for numbers in heat_cases.film(at)),
 }
 
 
