@@ -22,8 +22,10 @@ from equipes.kernels.native.frozen import Neighbours
 from equipes.models import DTYPES, FrozenPotential, Potential, adapted, convert, is_frozen, load_frozen
 from equipes.models.frozen import supports as can_freeze
 
-# A frozen potential whose forces are off by more than this much of the largest is not used. Round-off is about 1e-5.
+# A frozen potential whose forces are off by more than this much of the largest is not used. Round-off is about 1e-5 in
+# float32; in float64 the splines are what is left, some 1e-8.
 TOLERABLE = 1e-3
+TOLERABLE_FLOAT64 = 1e-6
 
 
 class Calculator(AseCalculator):
@@ -47,6 +49,7 @@ class Calculator(AseCalculator):
         species: keep only these elements of those that it knows.
         skin: Å added to the cutoff when neighbours are collected; the list serves until an atom has moved half of it.
         exact: do not freeze the model.
+        freeze: freeze it in float64 too, where otherwise the model itself runs: some 1e-8 eV/Å away, many times faster.
         feature_distance: put `feature_distance` `[N]` into the results too: how far each atom is from what the
             potential was trained on, 1 being the limit (`equipes.models.familiarity`). It costs one forward pass.
 
@@ -81,6 +84,7 @@ class Calculator(AseCalculator):
         *,
         modal: str | None = None,
         species: Sequence[str] | None = None,
+        freeze: bool = False,
         feature_distance: bool = False,
     ) -> None:
         super().__init__()
@@ -112,7 +116,7 @@ class Calculator(AseCalculator):
             self.potential is not None
             and not exact
             and self.device.type == "cpu"
-            and self.potential.dtype == torch.float32
+            and (freeze or self.potential.dtype == torch.float32)
             and kernel_name() == "native"
             and can_freeze(self.potential)
         )
@@ -138,7 +142,8 @@ class Calculator(AseCalculator):
         if wanted == known or not wanted <= set(self.potential.species):
             return self.frozen
         frozen = self.potential.freeze(sorted(wanted))
-        if not frozen.deviation["forces"] <= TOLERABLE * frozen.deviation["largest_force"]:
+        tolerable = TOLERABLE if frozen.dtype == torch.float32 else TOLERABLE_FLOAT64
+        if not frozen.deviation["forces"] <= tolerable * frozen.deviation["largest_force"]:
             warnings.warn(
                 f"frozen, the potential's forces would be off by {frozen.deviation['forces']:.1e} eV/Å; "
                 "the exact model runs instead, more slowly",

@@ -36,7 +36,7 @@ class Committee(AseCalculator):
     Args:
         models: two or more of what `equipes.Calculator` takes.
         feature_distance: put `feature_distance` `[N]` into the results too, the mean over the members.
-        device, dtype, skin, exact, modal, species: see `equipes.Calculator`.
+        device, dtype, skin, exact, modal, species, freeze: see `equipes.Calculator`.
 
     Attributes:
         members: the calculators.
@@ -65,6 +65,7 @@ class Committee(AseCalculator):
         *,
         modal: str | None = None,
         species: Sequence[str] | None = None,
+        freeze: bool = False,
         feature_distance: bool = False,
     ) -> None:
         super().__init__()
@@ -79,6 +80,7 @@ class Committee(AseCalculator):
                 exact,
                 modal=modal,
                 species=species,
+                freeze=freeze,
                 feature_distance=feature_distance,
             )
             for model in models

@@ -19,7 +19,7 @@ from equipes.cli.inputs import (
     parse_keys,
     parse_units,
 )
-from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
+from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, stdout_console, write_json
 from equipes.errors import InputError
 from equipes.files import refuse_overwrite
 
@@ -330,12 +330,11 @@ def _say(line: str, json: Path | None) -> None:
 
 
 def _print_errors(errors: Mapping[str, Any], title: str) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from equipes.report.tables import group_rows, labelled, summary_rows
 
-    console = Console()
+    console = stdout_console()
     counts = f"{errors['n_frames']} frames, {errors['n_atoms']} atoms"
     console.print(Text(f"{title}: {counts}", style="bold"), soft_wrap=True)
     _print_table(console, *summary_rows(errors), first="")

@@ -50,10 +50,15 @@ def start(
     atoms = read_structure(structure, frame)
     models = members(model)
     calculator: Calculator | Committee
+    # Frozen in float64 too: what is left of the splines is far below what finite displacements need.
     if len(models) > 1:
-        calculator = Committee(models, device=device, dtype=dtype.value, modal=modal, exact=exact)
+        calculator = Committee(
+            models, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
+        )
     else:
-        calculator = Calculator(model, device=device, dtype=dtype.value, modal=modal, exact=exact)
+        calculator = Calculator(
+            model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
+        )
     _freeze(calculator, atoms)
     return atoms, calculator
 

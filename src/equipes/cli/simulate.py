@@ -26,6 +26,7 @@ from equipes.cli.running import (
     write_structures,
 )
 from equipes.cli.simulate_tables import eos_lines, md_lines, relax_lines
+from equipes.cli.workflow import print_result, write_dynamics_page
 
 if TYPE_CHECKING:
     import ase
@@ -191,6 +192,13 @@ def md(
     flexible_cell: Annotated[
         bool, typer.Option("--flexible-cell", help="npt: let the shape of the cell change too.")
     ] = False,
+    flexible_lengths: Annotated[
+        bool, typer.Option("--flexible-lengths", help="npt: an orthorhombic cell changes its three lengths.")
+    ] = False,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory/--no-trajectory", help="Keep frames, not only averages.")
+    ] = True,
+    reach: Annotated[float, typer.Option(help="Of radial distributions, Å; 0: none.")] = 6.0,
     thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
     max_forces_std: Annotated[
@@ -223,7 +231,6 @@ def md(
 
     Exit status 3 where the model became unsure and --max-… said to stop.
     """
-    from equipes.report import md_plot
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
@@ -238,6 +245,9 @@ def md(
         interval=interval,
         keep_velocities=keep_velocities,
         flexible_cell=flexible_cell,
+        flexible_lengths=flexible_lengths,
+        trajectory=trajectory,
+        reach=reach,
         thermostat_time=thermostat_time,
         barostat_time=barostat_time,
         thermostat=thermostat.value,
@@ -271,8 +281,11 @@ def md(
             potential=fingerprint(model, modal, dtype, exact=exact),
             on_step=follow,
         )
-    md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
-    print_table(md_lines(result.summary, out), quiet=quiet)
+    lines = list(md_lines(result.summary))
+    written = write_dynamics_page(
+        result, lines, [atoms, result.atoms], f"model {model}, structure {structure}"
+    )
+    print_result(lines, result.provenance, f"{out}: {written}", quiet=quiet)
     write_json(result.summary, json, overwrite=overwrite)
     if result.uncertain is not None:
         typer.echo(

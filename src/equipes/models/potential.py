@@ -132,13 +132,11 @@ class Potential(nn.Module):
         Raises:
             InputError: an element that the potential does not know, or edges collected with a smaller cutoff.
         """
-        self._check_cutoff(graph)
         differentiate = forces or stress
         # Forces are derivatives, also where the caller switched autograd off.
         tracked = differentiate or (self.training and torch.is_grad_enabled())
+        types, graph = self.prepared(graph)
         with torch.inference_mode(False), torch.set_grad_enabled(tracked):
-            graph = _differentiable(graph)
-            types = self._types(graph)
             vectors = graph.edge_vectors()
             engine = self._engine(vectors)
             if engine is not None:
@@ -229,6 +227,17 @@ class Potential(nn.Module):
             energies.sum(), vectors, create_graph=self.training, allow_unused=True, materialize_grads=True
         )
         return energies, gradient
+
+    def prepared(self, graph: AtomGraph) -> tuple[Tensor, AtomGraph]:
+        """Index of each atom's species `[N]`, and the graph as autograd can work with it.
+
+        Raises:
+            InputError: an element that the potential does not know, or edges collected with a smaller cutoff.
+        """
+        self._check_cutoff(graph)
+        with torch.inference_mode(False):
+            graph = _differentiable(graph)
+            return self._types(graph), graph
 
     def _types(self, graph: AtomGraph) -> Tensor:
         types = self.type_of_number[graph.numbers]

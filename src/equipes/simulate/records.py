@@ -26,6 +26,8 @@ SUMMARY = "md.json"
 FINAL = "final.extxyz"
 FAILURE = "failure.extxyz"
 PLOT = "md.png"
+OBSERVED_PLOT = "order.png"
+PAGE = "report.html"
 UNCERTAIN = "uncertain.extxyz"
 
 # What calculators say of each atom beyond its force; see `equipes.Committee` and `equipes.Calculator`.
@@ -130,13 +132,14 @@ class Recorder:
         self._table.close()
         self._trajectory.close()
 
-    def append(self, row: Row, frame: ase.Atoms) -> None:
-        """Add a row and a frame; raises `InputError` on a full disk."""
+    def append(self, row: Row, frame: ase.Atoms | None) -> None:
+        """Add a row, and a frame if there is one; raises `InputError` on a full disk."""
         with writing_to(self.out):
             self._table.write(
                 (row.header() if self._table.tell() == 0 else "").encode() + row.line().encode()
             )
-            self._trajectory.write(frame_text(frame))
+            if frame is not None:
+                self._trajectory.write(frame_text(frame))
             self._table.flush()
             self._trajectory.flush()
 
@@ -181,7 +184,10 @@ def read_checkpoint(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def remove_old_records(out: Path) -> None:
     """Delete what an earlier run left, so that nothing of it is taken for the new one's."""
-    for name in (TRAJECTORY, TABLE, CHECKPOINT, SUMMARY, FINAL, FAILURE, PLOT, UNCERTAIN):
+    names = (
+        TRAJECTORY, TABLE, CHECKPOINT, SUMMARY, FINAL, FAILURE, PLOT, OBSERVED_PLOT, PAGE, UNCERTAIN,
+    )  # fmt: skip
+    for name in names:
         (out / name).unlink(missing_ok=True)
 
 
