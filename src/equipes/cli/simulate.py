@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
 from equipes.cli.running import (
     Device,
@@ -104,6 +104,7 @@ def relax(
         Path | None, typer.Option(help="Write every step: *.extxyz, *.traj, … (what ASE writes).")
     ] = None,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -119,7 +120,7 @@ def relax(
     check_json_path(json, overwrite=overwrite)
     out = out or Path(f"{structure.stem}_relaxed.extxyz")
     check_targets((out, trajectory), overwrite=overwrite)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
     if not quiet:
@@ -220,6 +221,7 @@ def md(
     ] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -234,7 +236,7 @@ def md(
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
@@ -278,7 +280,7 @@ def md(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact),
+            potential=fingerprint(model, modal, dtype, exact=exact, d3=d3),
             on_step=follow,
         )
     lines = list(md_lines(result.summary))
@@ -315,6 +317,7 @@ def eos(
     plot: Annotated[Path | None, typer.Option(help="Draw the curve: *.png, *.svg, *.pdf.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the structure at the best volume.")] = None,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -328,7 +331,7 @@ def eos(
     check_json_path(json, overwrite=overwrite)
     check_targets((out,), overwrite=overwrite)
     check_targets((plot,), overwrite=overwrite, structures=False)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     with progress_bar() as progress, stopping():
         task = progress.add_task("calculating", total=None)
 
