@@ -11,7 +11,7 @@ import pytest
 from ase import Atoms
 
 import equipes
-from equipes.benchmark.held_out import SETS, held_out_errors, known_elements, softening
+from equipes.benchmark.held_out import SETS, held_out_errors, known_elements, robust_softening, softening
 from equipes.cli import app, run
 from equipes.data import Frame, read_frames
 from equipes.errors import InputError
@@ -51,7 +51,7 @@ def test_errors_softening_and_elements(rng: np.random.Generator) -> None:
     energies = [(p.energy - f.energy) / len(f.atoms) for f, p in zip(frames, predictions, strict=True)]
     forces = np.concatenate([f.forces.ravel() for f in frames])
     assert result.energy_mae_mev_per_atom == pytest.approx(1000 * np.abs(energies).mean())
-    assert result.softening == pytest.approx(0.8)
+    assert result.softening == pytest.approx(0.8) and result.softening_robust == pytest.approx(0.8)
     assert result.force_mae_mev_per_ang == pytest.approx(200 * np.abs(forces).mean())
     assert result.force_rms_mev_per_ang == pytest.approx(1000 * np.sqrt(np.mean(forces**2)))
     assert result.stress_mae_gpa is None and not result.warnings
@@ -109,7 +109,7 @@ def test_frames_of_unknown_elements_are_left_out(rng: np.random.Generator) -> No
 
 
 def test_softening_of_nothing() -> None:
-    assert softening(np.zeros(3), np.ones(3)) is None
+    assert softening(np.zeros(3), np.ones(3)) is None and robust_softening(np.zeros(3), np.ones(3)) is None
 
 
 def test_places_in_the_periodic_table() -> None:
@@ -141,7 +141,7 @@ def test_the_command(
     ]
     assert run(app, list(map(str, command)), "equipes") == 0
     printed = capsys.readouterr().out
-    assert "softening" in printed and "silicon" in printed
+    assert "slope" in printed and "silicon" in printed
     facts = json.loads(numbers.read_text())["sets"][0]
     frames = read_frames(str(SILICON))
     assert facts["n_frames"] == len(frames) and facts["per_element"]["Si"]["n_atoms"] == facts["n_atoms"]

@@ -100,10 +100,12 @@ class HeldOutResult:
         energy_mae_after_fit_mev_per_atom: after constants of the elements, fitted to these very errors, were taken off.
         energy_offset_mev_per_atom: root mean square of what those constants amount to.
         force_mae_mev_per_ang, force_rms_mev_per_ang: over components; the latter of the labels.
+        force_median_mev_per_ang: median of the absolute errors of components, which a few failures leave alone.
         stress_mae_gpa, stress_rms_gpa: likewise.
         softening: slope of predicted over reference force components through the origin; below 1 is too soft.
-        per_element: for each element `n_atoms`, `force_mae_mev_per_ang`, `force_rms_mev_per_ang` of the labels and
-            `softening`.
+        softening_robust: the same by least absolute deviations, which a few failures leave alone.
+        per_element: for each element `n_atoms`, `force_mae_mev_per_ang`, `force_rms_mev_per_ang` of the labels,
+            `softening` and `softening_robust`.
         warnings: what a reader must not miss.
         source: whom to cite.
     """
@@ -117,10 +119,12 @@ class HeldOutResult:
     energy_mae_after_fit_mev_per_atom: float | None
     energy_offset_mev_per_atom: float | None
     force_mae_mev_per_ang: float | None
+    force_median_mev_per_ang: float | None
     force_rms_mev_per_ang: float | None
     stress_mae_gpa: float | None
     stress_rms_gpa: float | None
     softening: float | None
+    softening_robust: float | None
     per_element: dict[str, dict[str, Any]]
     warnings: tuple[str, ...]
     source: str
@@ -199,10 +203,14 @@ def held_out_errors(
         energy_mae_after_fit_mev_per_atom=None if fitted is None else 1000 * float(np.abs(fitted).mean()),
         energy_offset_mev_per_atom=None if offset is None else 1000 * offset,
         force_mae_mev_per_ang=_mae(forces, 1000.0),
+        force_median_mev_per_ang=None
+        if forces is None
+        else 1000 * float(np.median(np.abs(forces[1] - forces[0]))),
         force_rms_mev_per_ang=_rms(forces, 1000.0),
         stress_mae_gpa=_mae(stress, 1 / units.GPa),
         stress_rms_gpa=_rms(stress, 1 / units.GPa),
         softening=softening(*forces) if forces is not None else None,
+        softening_robust=robust_softening(*forces) if forces is not None else None,
         per_element=_by_element(frames, predictions),
         warnings=tuple(warnings),
         source=known.source if known is not None else str(path),
@@ -217,6 +225,21 @@ def softening(reference: np.ndarray, predicted: np.ndarray) -> float | None:
     """
     size = float(np.sum(reference**2))
     return float(np.sum(reference * predicted)) / size if size > 0 else None
+
+
+def robust_softening(reference: np.ndarray, predicted: np.ndarray) -> float | None:
+    """The slope s of least Σ |f' - s f|: the median of the ratios f' / f, weighted by |f|.
+
+    >>> robust_softening(np.array([1.0, -2.0, 3.0, 0.1]), np.array([0.8, -1.6, 2.4, 1000.0]))
+    0.8
+    """
+    there = reference != 0
+    weights, ratios = np.abs(reference[there]), predicted[there] / reference[there]
+    if not len(ratios):
+        return None
+    order = np.argsort(ratios)
+    half = np.searchsorted(np.cumsum(weights[order]), 0.5 * weights.sum())
+    return float(ratios[order][half])
 
 
 def _about_training(known: HeldOutSet | None, model: Published | None) -> list[str]:
@@ -304,5 +327,6 @@ def _by_element(frames: Sequence[Frame], predictions: Sequence[FramePrediction])
             "force_mae_mev_per_ang": _mae((reference, predicted), 1000.0),
             "force_rms_mev_per_ang": _rms((reference, predicted), 1000.0),
             "softening": softening(reference, predicted),
+            "softening_robust": robust_softening(reference, predicted),
         }
     return found

@@ -105,8 +105,8 @@ def _print(results: list[HeldOutResult], model: str, *, elements: bool) -> None:
         for sentence in result.warnings:
             typer.echo(f"Warning: {result.name}: {sentence}", err=True)
     console.print(
-        "energy: per atom; after fit: constants of the elements, fitted to these errors, taken off; softening: slope "
-        "of predicted over reference forces",
+        "energy: per atom; after fit: constants of the elements, fitted to these errors, taken off; slope: of predicted "
+        "over reference forces, below 1 is too soft; robust: by least absolute deviations",
         style="dim",
         highlight=False,
         soft_wrap=True,

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from equipes.training.metrics import FramePrediction
 
 COLUMNS = [
-    "frames", "atoms", "left out", "energy MAE (meV/atom)", "after fit", "forces MAE (meV/Å)", "RMS of labels",
-    "stress MAE (GPa)", "RMS of labels", "softening",
+    "frames", "atoms", "left out", "energy MAE (meV/atom)", "after fit", "forces MAE (meV/Å)", "median", "RMS of labels",
+    "stress MAE (GPa)", "RMS of labels", "slope", "robust slope",
 ]  # fmt: skip
-ELEMENT_COLUMNS = ["atoms", "forces MAE (meV/Å)", "RMS of labels", "softening"]
+ELEMENT_COLUMNS = ["atoms", "forces MAE (meV/Å)", "RMS of labels", "slope", "robust slope"]
 _MOST_POINTS = 20_000
 
 
@@ -44,10 +44,12 @@ def rows(results: Sequence[HeldOutResult]) -> Rows:
                 _cell(result.energy_mae_mev_per_atom),
                 _cell(result.energy_mae_after_fit_mev_per_atom),
                 _cell(result.force_mae_mev_per_ang),
+                _cell(result.force_median_mev_per_ang),
                 _cell(result.force_rms_mev_per_ang),
                 _cell(result.stress_mae_gpa),
                 _cell(result.stress_rms_gpa),
                 _cell(result.softening),
+                _cell(result.softening_robust),
             ],
         )
         for result in results
@@ -57,7 +59,7 @@ def rows(results: Sequence[HeldOutResult]) -> Rows:
 def element_rows(result: HeldOutResult) -> Rows:
     """A row of `ELEMENT_COLUMNS` for each element, the largest error first."""
     ordered = sorted(result.per_element.items(), key=lambda item: -item[1]["force_mae_mev_per_ang"])
-    keys = ("force_mae_mev_per_ang", "force_rms_mev_per_ang", "softening")
+    keys = ("force_mae_mev_per_ang", "force_rms_mev_per_ang", "softening", "softening_robust")
     return [
         (symbol, [str(facts["n_atoms"]), *(_cell(facts[key]) for key in keys)]) for symbol, facts in ordered
     ]
@@ -83,8 +85,8 @@ def write_page(
         lines += [
             (f"{result.name}: {column}", cell) for column, cell in zip(COLUMNS, cells, strict=True) if cell
         ]
-        if result.softening is not None:
-            slope = softening_plot(frames, predictions, result.softening, result.name)
+        if result.softening_robust is not None:
+            slope = softening_plot(frames, predictions, result.softening_robust, result.name)
             figures[f"predicted over reference forces, {result.name}"] = slope
             title = f"{result.name}: mean absolute error of forces (meV/Å)"
             figures[f"errors of forces by element, {result.name}"] = element_map(result.per_element, title)
@@ -140,7 +142,7 @@ def softening_plot(
         reference[shown], predicted[shown], s=4, color=COLORS["forces"], alpha=0.25, lw=0, rasterized=True
     )
     axes.axline((0, 0), slope=1.0, color=COLORS["quiet"], lw=0.9, ls="--")
-    axes.axline((0, 0), slope=slope, color=INK, lw=1.1, label=f"slope {short(slope)}")
+    axes.axline((0, 0), slope=slope, color=INK, lw=1.1, label=f"robust slope {short(slope)}")
     # A few forces of tens of eV/Å would press all others into a dot.
     reach = 1.1 * float(np.quantile(np.abs(np.concatenate([reference, predicted])), 0.999)) or 1.0
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
