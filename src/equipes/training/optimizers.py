@@ -15,7 +15,7 @@ from equipes.training.config import TrainConfig
 from equipes.training.soap import SOAP
 
 PEAK_LEARNING_RATE = {"adamw": 0.01, "soap": 0.01}
-FINE_TUNING = 0.1
+FINE_TUNING = 0.2
 """What a good learning rate is multiplied by where weights are trained already."""
 
 
