@@ -42,11 +42,20 @@ MODELS: dict[str, dict[str, Any]] = {
     "residual from the first layer": {"interaction_cls_first": RESIDUAL, "num_elements": 89},
     "scalars between layers": {"hidden_irreps": "5x0e", "max_ell": 3, "interaction_cls_first": RESIDUAL},
     "whole vectors": {"hidden_irreps": "16x0e", "max_ell": 1},
-    "several vectors": {"hidden_irreps": "33x0e", "max_ell": 1, "correlation": 2, "interaction_cls_first": RESIDUAL},
+    "several vectors": {
+        "hidden_irreps": "33x0e",
+        "max_ell": 1,
+        "correlation": 2,
+        "interaction_cls_first": RESIDUAL,
+    },
     "one channel": {"hidden_irreps": "1x0e + 1x1o"},
     "pseudovectors": {"hidden_irreps": "3x0e + 3x1o + 3x1e"},
     "pseudoscalars": {"hidden_irreps": "2x0o + 2x0e + 2x1o", "max_ell": 1},
-    "hidden to l = 2": {"hidden_irreps": "3x0e + 3x1o + 3x2e", "correlation": 2, "interaction_cls_first": RESIDUAL},
+    "hidden to l = 2": {
+        "hidden_irreps": "3x0e + 3x1o + 3x2e",
+        "correlation": 2,
+        "interaction_cls_first": RESIDUAL,
+    },
     "five bodies": {"max_ell": 1, "correlation": 4},
     "two bodies": {"correlation": 1},
     "one layer": {"num_interactions": 1},
@@ -83,7 +92,9 @@ def graph() -> AtomGraph:
     return make_graph()
 
 
-def compare(potential: Potential, graph: AtomGraph, monkeypatch: pytest.MonkeyPatch, tolerance: float = EXACT) -> None:
+def compare(
+    potential: Potential, graph: AtomGraph, monkeypatch: pytest.MonkeyPatch, tolerance: float = EXACT
+) -> None:
     assert engine.engine_for(potential.model) is not None
     found = results(potential, graph)
     monkeypatch.setenv("EQUIPES_KERNEL", "reference")
@@ -126,7 +137,14 @@ def test_float32(graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     threads=st.integers(1, 3),
 )
 def test_engine_of_any_shape(
-    channels: int, hidden: str, max_ell: int, correlation: int, layers: int, residual: bool, transform: str, threads: int
+    channels: int,
+    hidden: str,
+    max_ell: int,
+    correlation: int,
+    layers: int,
+    residual: bool,
+    transform: str,
+    threads: int,
 ) -> None:
     options = {
         "hidden_irreps": " + ".join(f"{channels}x{irrep}" for irrep in hidden.split(" + ")),
