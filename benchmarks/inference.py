@@ -8,10 +8,10 @@ The model has the sizes of SevenNet-0: 5 layers, 128x0e+64x1o+32x2e, 5 Å, radia
 it with the same hyperparameters, sevenn runs SevenNet-0 itself. The MACE model has the sizes of MACE-MP-0 small
 (128x0e, 6 Å), and all three run the same. The structures are cubes of silicon (28 neighbours an atom within 5 Å) and
 aspirin. Atoms move by up to 0.02 Å before each call, as they do in a simulation; the others collect neighbours anew
-then, and equipes when an atom has moved half of its skin (`--skin 0`: every time). `ASE alone` is the same calls to a calculator that computes nothing.
-`first result` is how long the calculator took for its first one: equipes freezes the model, symmetrix-xl writes and
-compiles code, which it keeps for the structures that follow in the same run.
-Memory is the peak of a process of its own that made two calls on one thread with the usual allocator settings.
+then, and equipes when an atom has moved half of its skin (`--skin 0`: every time). `ASE alone` is the same calls to a
+calculator that computes nothing. `first result` is how long the calculator took for its first one: equipes freezes the
+model, symmetrix-xl writes and compiles code, which it keeps for the structures that follow in the same run. Memory is
+the peak of a process of its own that made two calls on one thread with the usual allocator settings.
 """
 
 from __future__ import annotations
