@@ -78,6 +78,20 @@ DENSITIES: dict[str, dict[str, Any]] = {
         **TWO_HEADS,
     },
 }
+# Freezing takes longer than anything else here, above all for pairs of species: enough to see every part once.
+FROZEN = [
+    "residual from the first layer",
+    "scalars between layers",
+    "several vectors",
+    "pseudovectors",
+    "hidden to l = 2",
+    "five bodies",
+    "one layer",
+    "three layers",
+    "repulsion",
+    "density",
+    "density everywhere, everything",
+]
 
 
 def potential_of(options: dict[str, Any], dtype: str = "float64") -> Potential:
@@ -125,7 +139,7 @@ def test_float32(graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(potential_of(MODELS["base"], "float32"), graph, monkeypatch, 2e-4)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     channels=st.integers(1, 20),
     hidden=st.sampled_from(["0e", "0e + 1o", "0e + 1o + 2e"]),
@@ -172,7 +186,7 @@ def test_density_trains_by_autograd(graph: AtomGraph, monkeypatch: pytest.Monkey
         assert (found[name] - value).abs().max() <= EXACT * max(value.abs().max(), 1e-3), name
 
 
-@pytest.mark.parametrize("name", [*MODELS, *DENSITIES])
+@pytest.mark.parametrize("name", FROZEN)
 def test_frozen_is_the_model_to_the_error_of_the_splines(name: str, graph: AtomGraph) -> None:
     potential = potential_of((MODELS | DENSITIES)[name]).eval()
     found, expected = potential.freeze(tolerance=1e-8)(graph), potential(graph)
@@ -182,7 +196,7 @@ def test_frozen_is_the_model_to_the_error_of_the_splines(name: str, graph: AtomG
         assert (ours - theirs).abs().max() < 2e-6 * size, what
 
 
-@pytest.mark.parametrize("name", ["base", "Agnesi", "density everywhere, everything"])
+@pytest.mark.parametrize("name", ["base", "density everywhere, everything"])
 def test_frozen_for_some_species(name: str) -> None:
     from ase import Atoms
 
@@ -197,7 +211,7 @@ def test_frozen_for_some_species(name: str) -> None:
 def test_frozen_file(tmp_path: Any, graph: AtomGraph) -> None:
     from equipes.models import load_frozen
 
-    frozen = potential_of(DENSITIES["density everywhere, everything"]).eval().freeze(tolerance=1e-6)
+    frozen = potential_of(DENSITIES["density"] | MODELS["two heads"]).eval().freeze(tolerance=1e-4)
     frozen.save(tmp_path / "frozen.safetensors")
     again = load_frozen(tmp_path / "frozen.safetensors")
     assert torch.equal(again(graph).forces, frozen(graph).forces)
@@ -209,4 +223,4 @@ def test_too_many_pairs_of_species_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(mace_blueprint, "MAX_TABLES", 1e4)
     with pytest.raises(InputError, match="differ from pair to pair"):
-        potential_of(MODELS["Agnesi"]).eval().freeze()
+        potential_of(MODELS["Agnesi"]).eval().freeze(["H", "C"], tolerance=1e-3)

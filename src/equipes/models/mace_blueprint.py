@@ -19,7 +19,7 @@ from equipes.irreps import Irrep
 from equipes.kernels import native
 from equipes.models.mace import MACE, InteractionBlock, ProductBlock, Readout
 from equipes.models.splines import choose_knots, polynomials
-from equipes.nn import SILU_SCALE, Linear, SpeciesLinear, polynomial_cutoff
+from equipes.nn import SILU_SCALE, CovalentZBL, Linear, SpeciesLinear, polynomial_cutoff
 
 EVEN = Irrep(0, 1)
 # Splines of a model with a distance transform are tables of pairs of species: more than this is too much, bytes.
@@ -81,14 +81,7 @@ def describe(
         power = 0
         if model.repulsion is not None:
             power = model.repulsion.p
-            pairs_of_all = model.repulsion.pairs()
-            own = [
-                table[species][:, species]
-                for table in (pairs_of_all.charge_product, pairs_of_all.inverse_length, pairs_of_all.cutoffs)
-            ]
-            arrays["repulsion_charges"] = model.scale[head] * own[0]
-            arrays["repulsion_inverse_lengths"], arrays["repulsion_cutoffs"] = own[1:]
-            arrays["repulsion_screening"] = pairs_of_all.screening
+            arrays |= _repulsion(model.repulsion, species, model.scale[head])
         described = []
         for k, (interaction, product, readout) in enumerate(layers):
             splines = torch.stack([polynomials(functions[k, i, j], knots[:-1], knots[1:]) for i, j in pairs])
@@ -209,6 +202,16 @@ def _radial(interaction: InteractionBlock, basis: Radial) -> Radial:
 
 def _density(weights: Tensor, basis: Radial) -> Radial:
     return lambda t: torch.tanh((basis(t) @ (weights / math.sqrt(len(weights)))) ** 2).unsqueeze(1)
+
+
+def _repulsion(repulsion: CovalentZBL, species: list[int], scale: Tensor) -> dict[str, Tensor]:
+    pairs = repulsion.pairs()
+    return {
+        "repulsion_charges": scale * pairs.charge_product[species][:, species],
+        "repulsion_inverse_lengths": pairs.inverse_length[species][:, species],
+        "repulsion_cutoffs": pairs.cutoffs[species][:, species],
+        "repulsion_screening": pairs.screening,
+    }
 
 
 def _last_readout(readout: Readout, head: int) -> list[Tensor]:
