@@ -14,12 +14,12 @@ class SOAP(Optimizer):
     """Along each axis k of a parameter Adam runs in the eigenvectors of the mean of G_(k) G_(k)ᵀ, G unfolded along k.
 
     There the gradient's components are nearly uncorrelated, which is what Adam takes for granted. The mean is taken of
-    every few steps only, and then the eigenvectors follow it by one step of orthogonal iteration. Axes of one element or
-    of too many stay as they are; vectors, and parameters without any other axis, get Adam. The first step only finds
+    every few steps only, and then the eigenvectors follow it by one step of orthogonal iteration. Axes of one element
+    or of too many stay as they are; vectors, and parameters without any other axis, get Adam. The first step only finds
     the eigenvectors and moves nothing.
 
-    A potential has dozens of small matrices of few shapes, so those of one shape are stacked and computed at once. Their
-    common state is kept with the first of them.
+    A potential has dozens of small matrices of few shapes, so those of one shape are stacked and computed at once.
+    Their common state is kept with the first of them.
 
     Args:
         groups: parameters, or groups of them with `lr` and `weight_decay` of their own.
