@@ -82,7 +82,10 @@ class TrainConfig(Section):
     """How the model is fitted."""
 
     max_minutes: PositiveFloat | None = Field(
-        default=None, description="budget in wall-clock minutes, validation included"
+        default=None, description="budget in minutes, validation included"
+    )
+    clock: Literal["wall", "processor"] = Field(
+        default="wall", description="what max_minutes counts; processor: only what this process computed"
     )
     max_epochs: PositiveFloat | None = Field(
         default=None, description="budget in passes over the training frames"

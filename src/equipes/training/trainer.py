@@ -42,8 +42,8 @@ CONFIG, SUMMARY = "config.yaml", "summary.json"
 
 # What may change when a training resumes without it becoming another training.
 _FREE = {
-    "max_minutes", "max_epochs", "max_steps", "early_stopping", "checkpoint_every_minutes", "accelerator", "devices",
-    "num_nodes", "loggers", "log_every",
+    "max_minutes", "max_epochs", "max_steps", "clock", "early_stopping", "checkpoint_every_minutes", "accelerator",
+    "devices", "num_nodes", "loggers", "log_every",
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ class TrainingResult:
         validation: the row of metrics.csv of the saved model.
         test: `error_metrics` on the test frames, or None without such.
         steps: optimiser steps made.
-        minutes: wall-clock time used, over all runs.
+        minutes: time used by `train.clock`, over all runs.
         reason: why it ended.
         signal: the signal that stopped it before its end, or 0; `resume=True` then continues.
         process: number of this process; only the first, 0, evaluates on test frames and writes the summary.
@@ -126,6 +126,7 @@ def train(
     console.print(_introduction(prepared, potential), highlight=False, soft_wrap=True)
 
     settings = config.train
+    clock.kind = settings.clock
     budget = _budget(config, len(prepared.train))
     stream = BatchStream(prepared.train, _joint_batch_size(config), settings.seed)
     loss = Loss(settings.loss, prepared.scale, settings.huber_delta)
@@ -317,7 +318,7 @@ def _introduction(prepared: Prepared, potential: Potential) -> str:
     budget = [
         f"{value:g} {unit}"
         for value, unit in (
-            (settings.max_minutes, "minutes"),
+            (settings.max_minutes, "minutes" if settings.clock == "wall" else "processor minutes"),
             (settings.max_epochs, "epochs"),
             (settings.max_steps, "steps"),
         )
