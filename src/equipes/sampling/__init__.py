@@ -10,7 +10,7 @@ from equipes.sampling.collect import Part, collect
 from equipes.sampling.defects import DefectOptions, defective, defects
 from equipes.sampling.dynamics import DynamicsOptions, dynamics
 from equipes.sampling.normal_modes import NormalModeOptions, normal_modes
-from equipes.sampling.sample import Sample
+from equipes.sampling.sample import Sample, describe
 from equipes.sampling.strains import StrainOptions, strains
 from equipes.sampling.xtb import METHODS, one_thread, xtb_calculator
 
@@ -25,6 +25,7 @@ __all__ = [
     "collect",
     "defective",
     "defects",
+    "describe",
     "dynamics",
     "normal_modes",
     "one_thread",

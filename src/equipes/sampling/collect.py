@@ -103,7 +103,9 @@ def _arrays(sample: Sample) -> dict[str, np.ndarray]:
 def _sample(arrays: Mapping[str, np.ndarray]) -> Sample:
     about = json.loads(str(arrays["about"]))
     ends = np.cumsum(arrays["sizes"])[:-1]
-    per_atom = zip(*(np.split(arrays[name], ends) for name in ("numbers", "positions", "forces")), strict=True)
+    per_atom = zip(
+        *(np.split(arrays[name], ends) for name in ("numbers", "positions", "forces")), strict=True
+    )
     frames = []
     for index, (numbers, positions, forces) in enumerate(per_atom):
         kind = about["kinds"][index]

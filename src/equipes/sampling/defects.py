@@ -95,7 +95,9 @@ def defects(
     """
     options.check()
     if not (structure.pbc.all() and structure.cell.rank == 3):
-        raise InputError("only a crystal, periodic in all three directions, has point defects; set cell and pbc")
+        raise InputError(
+            "only a crystal, periodic in all three directions, has point defects; set cell and pbc"
+        )
     sample = Sample()
     shares = [len(part) for part in np.array_split(np.arange(options.dynamics.count), options.cells)]
     for number, share in enumerate(shares):

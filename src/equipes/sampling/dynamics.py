@@ -70,9 +70,7 @@ def dynamics(
     """
     options.check()
     sample = Sample()
-    labeller = Labeller(
-        structure, calculator, f"dynamics {options.temperature:g} K", options.largest_force
-    )
+    labeller = Labeller(structure, calculator, f"dynamics {options.temperature:g} K", options.largest_force)
     while len(sample) < options.count:
         atoms = bare(structure)
         atoms.calc = calculator

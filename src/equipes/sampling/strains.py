@@ -57,7 +57,9 @@ def strains(
     """
     options.check()
     if not (structure.pbc.all() and structure.cell.rank == 3):
-        raise InputError("only a crystal, periodic in all three directions, can be strained; set cell and pbc")
+        raise InputError(
+            "only a crystal, periodic in all three directions, can be strained; set cell and pbc"
+        )
     labeller = Labeller(structure, calculator, "strains", options.largest_force)
     sample = Sample()
     while len(sample) < options.count:

@@ -136,9 +136,33 @@ class TrainConfig(Section):
     log_every: PositiveInt = Field(default=50, description="steps between two entries of the loggers")
 
 
+class PretrainingConfig(Section):
+    """Cheap labels to learn from before the frames of `data`: geometries around a structure, labelled by xTB."""
+
+    structure: str | list[str] | None = Field(
+        default=None,
+        description="file(s), the first structure of each; null: the first training frame of each composition",
+    )
+    frames: PositiveInt = Field(default=1000, description="geometries to label")
+    method: Literal["GFN2-xTB", "GFN1-xTB"] = "GFN2-xTB"
+    temperatures: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
+        default=[300.0, 600.0, 1000.0], description="K; taken in turns"
+    )
+    normal_modes: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.3, description="fraction of the geometries made by normal modes, the others by dynamics"
+    )
+    charge: int = 0
+    multiplicity: PositiveInt | None = Field(default=None, description="2 S + 1; null: the lowest possible")
+    share: Fraction = Field(default=0.4, description="of the budget, sampling included")
+    cache: str | None = Field(
+        default=None, description="directory that keeps labelled geometries; null: the user's cache"
+    )
+
+
 class Config(Section):
     """A whole training."""
 
     data: DataConfig
     model: AnyModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    pretraining: PretrainingConfig | None = Field(default=None, description="null: none")

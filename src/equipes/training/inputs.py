@@ -27,7 +27,7 @@ from equipes.data import (
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.training.config import Config, DataConfig, Size
-from equipes.training.optimizers import PEAK_LEARNING_RATE
+from equipes.training.optimizers import FINE_TUNING_RATE, PEAK_LEARNING_RATE
 
 _MAX_DEFAULT_VALIDATION = 200
 _SAMPLE = 50
@@ -151,7 +151,8 @@ def prepare(config: Config, splits: Splits) -> Prepared:
     val_batches = math.ceil(len(val) / batch_size)
     chosen: dict[str, Any] = {
         "batch_size": batch_size,
-        "learning_rate": PEAK_LEARNING_RATE[config.train.optimizer],
+        "learning_rate": PEAK_LEARNING_RATE[config.train.optimizer]
+        * (FINE_TUNING_RATE if config.pretraining is not None else 1.0),
         # Seldom enough that validation takes a small part of the time, often enough to see what happens.
         "validate_every": max(min(steps_per_pass, 500), 4 * val_batches),
         "stress_weight": 1.0 if has_stress else 0.0,

@@ -251,7 +251,7 @@ def with_absolute_files(config: Config) -> Config:
 
 
 def with_files(config: Config, change: Callable[[str], str]) -> Config:
-    """The config with each file name in its data section changed."""
+    """The config with each file name in it changed."""
 
     def each(value: Any) -> Any:
         if isinstance(value, str):
@@ -262,4 +262,8 @@ def with_files(config: Config, change: Callable[[str], str]) -> Config:
 
     names = ("train", "val", "test", "n_train", "n_val", "n_test")
     changes = {name: each(getattr(config.data, name)) for name in names}
-    return config.model_copy(update={"data": config.data.model_copy(update=changes)})
+    sections: dict[str, Any] = {"data": config.data.model_copy(update=changes)}
+    if config.pretraining is not None:
+        structure = each(config.pretraining.structure)
+        sections["pretraining"] = config.pretraining.model_copy(update={"structure": structure})
+    return config.model_copy(update=sections)

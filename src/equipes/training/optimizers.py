@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from equipes.training.config import TrainConfig
 
 PEAK_LEARNING_RATE = {"adamw": 0.01, "soap": 0.01, "muon": 0.02}
+FINE_TUNING_RATE = 0.2
+"""After pre-training, the default peak as a part of the usual one."""
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:

@@ -10,7 +10,7 @@ import platform
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from equipes.training.loggers import StepLogger, build_loggers
 from equipes.training.losses import Loss
 from equipes.training.metrics import error_metrics, predict_frames
 from equipes.training.module import STATE_KEY, TrainingModule
+from equipes.training.pretraining import carry_on, pretrain, pretrained_model
 from equipes.training.records import SafeCheckpointIO, remove_leftovers
 from equipes.training.schedules import Budget, Clock
 from equipes.training.state import Row
@@ -65,6 +66,7 @@ class TrainingResult:
         reason: why it ended.
         signal: the signal that stopped it before its end, or 0; `resume=True` then continues.
         process: number of this process; only the first, 0, evaluates on test frames and writes the summary.
+        pretraining: what was done before on cheap labels, with its own validation errors; None without.
     """
 
     out: Path
@@ -75,6 +77,7 @@ class TrainingResult:
     reason: str
     signal: int = 0
     process: int = 0
+    pretraining: dict[str, Any] | None = None
 
     @property
     def model(self) -> Path:
@@ -116,21 +119,40 @@ def train(
     for sentence in check(splits, config.data.checks):
         console.print(f"Warning: {sentence}", style="yellow", highlight=False, soft_wrap=True)
     prepared = prepare(config, splits)
+    clock.kind = config.train.clock
+    pretrained = None
+    if config.pretraining is not None:
+        if (
+            checkpoint is None
+        ):  # a run that is stopped before the training proper begins can be resumed from this
+            dump_config(with_absolute_files(config), out / CONFIG, overwrite=True)
+        pretrained = pretrain(
+            config, prepared, out, train, steps=_step_limit(prepared.config, len(prepared.train)),
+            resume=resume, begun=checkpoint is not None, clock=clock, console=console,
+        )  # fmt: skip
+        if pretrained.signal:
+            return TrainingResult(
+                out, {}, None, 0, clock.elapsed() / 60, "interrupted", signal=pretrained.signal
+            )
+        prepared = replace(prepared, config=pretrained.config)
     config = prepared.config
     fingerprints = {"config": _config_hash(config), "data": splits.fingerprint()}
     if checkpoint is not None:
         _refuse_other_training(checkpoint, out, config, fingerprints)
     potential = _build(prepared)
+    if pretrained is not None:
+        carry_on(potential, pretrained_model(out))
     if _rank() == 0:
         dump_config(with_absolute_files(config), out / CONFIG, overwrite=True)
     console.print(_introduction(prepared, potential), highlight=False, soft_wrap=True)
 
     settings = config.train
-    clock.kind = settings.clock
     budget = _budget(config, len(prepared.train))
     stream = BatchStream(prepared.train, _joint_batch_size(config), settings.seed)
     loss = Loss(settings.loss, prepared.scale, settings.huber_delta)
     module = TrainingModule(potential, settings, loss, [frame.label for frame in splits.train], fingerprints)
+    if pretrained is not None:
+        module.state.seconds = pretrained.seconds
     supervisor = Supervisor(
         out, stream, prepared.val, budget, clock, lambda row: _provenance(prepared, fingerprints, row)
     )
@@ -152,6 +174,7 @@ def train(
         reason="interrupted" if stopped else supervisor.reason,
         signal=supervisor.signal if stopped else 0,
         process=trainer.global_rank,
+        pretraining=None if pretrained is None else pretrained.summary,
     )
     if stopped or result.process != 0:
         return result
@@ -204,9 +227,10 @@ def _refuse_other_training(checkpoint: Path, out: Path, config: Config, fingerpr
 
 def _differences(old: Config, new: Config) -> Iterator[str]:
     before, after = _identity(old), _identity(new)
-    for section in before:
-        for key in before[section]:
-            if before[section][key] != after[section][key]:
+    for section in dict.fromkeys((*before, *after)):
+        old_keys, new_keys = before.get(section, {}), after.get(section, {})
+        for key in dict.fromkeys((*old_keys, *new_keys)):
+            if old_keys.get(key) != new_keys.get(key):
                 yield f"{section}.{key}"
 
 
@@ -215,6 +239,10 @@ def _identity(config: Config) -> dict[str, Any]:
     tree = with_files(config, lambda name: Path(name).name).model_dump(mode="json")
     tree["train"] = {key: value for key, value in tree["train"].items() if key not in _FREE}
     del tree["data"]["checks"]
+    if tree["pretraining"] is None:  # as before there was such a section
+        del tree["pretraining"]
+    else:
+        del tree["pretraining"]["cache"]
     return tree
 
 
@@ -234,14 +262,22 @@ def _build(prepared: Prepared) -> Potential:
     )
 
 
-def _budget(config: Config, n_train: int) -> Budget:
+def _step_limit(config: Config, n_train: int) -> int | None:
+    """Steps of the whole training, pre-training included."""
     settings = config.train
     limits = []
     if settings.max_steps:
         limits.append(settings.max_steps)
     if settings.max_epochs:
         limits.append(math.ceil(settings.max_epochs * n_train / _joint_batch_size(config)))
-    return Budget(min(limits, default=None), 60 * settings.max_minutes if settings.max_minutes else None)
+    return min(limits, default=None)
+
+
+def _budget(config: Config, n_train: int) -> Budget:
+    steps, minutes = _step_limit(config, n_train), config.train.max_minutes
+    if steps is not None and config.pretraining is not None:
+        steps = max(1, steps - round(config.pretraining.share * steps))
+    return Budget(steps, 60 * minutes if minutes else None)
 
 
 def _joint_batch_size(config: Config) -> int:
@@ -380,6 +416,7 @@ def _finish(
         "model": MODEL,
         "validation": result.validation,
         "test": test,
+        **({} if result.pretraining is None else {"pretraining": result.pretraining}),
         "steps": result.steps,
         "minutes": result.minutes,
         "reason": result.reason,
