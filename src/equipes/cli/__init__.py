@@ -14,7 +14,19 @@ from typing import Annotated, cast
 import typer
 
 import equipes
-from equipes.cli import benchmark, data, evaluate, glass, lattice, model, models, simulate, train, transport
+from equipes.cli import (
+    benchmark,
+    data,
+    distill,
+    evaluate,
+    glass,
+    lattice,
+    model,
+    models,
+    simulate,
+    train,
+    transport,
+)
 from equipes.errors import InputError
 
 USAGE_STATUS = 2
@@ -61,7 +73,7 @@ def _root(
         typer.echo(context.get_help())
 
 
-for module in (train, evaluate, simulate, lattice, transport, glass, benchmark, models, data, model):
+for module in (train, distill, evaluate, simulate, lattice, transport, glass, benchmark, models, data, model):
     module.register(app)
 
 

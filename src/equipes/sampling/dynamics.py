@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ase
 import numpy as np
@@ -75,7 +76,7 @@ def dynamics(
         atoms = bare(structure)
         atoms.calc = calculator
         thermal_momenta(atoms, options.temperature, "nvt-langevin", rng)
-        walk = integrator(
+        walk: Any = integrator(
             atoms,
             "nvt-langevin",
             timestep=options.timestep,

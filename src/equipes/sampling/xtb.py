@@ -14,7 +14,9 @@ from equipes.simulate.packages import require
 METHODS = ("GFN2-xTB", "GFN1-xTB")
 
 
-def xtb_calculator(method: str = "GFN2-xTB", *, charge: int = 0, multiplicity: int = 1) -> BaseCalculator:
+def xtb_calculator(
+    method: str = "GFN2-xTB", *, charge: int = 0, multiplicity: int | None = None
+) -> BaseCalculator:
     """A calculator of GFN2-xTB (Bannwarth, Ehlert & Grimme, J. Chem. Theory Comput. 15, 1652, 2019) or GFN1-xTB
     (Grimme, Bannwarth & Shushkov, J. Chem. Theory Comput. 13, 1989, 2017), in eV and Å.
 
@@ -23,7 +25,7 @@ def xtb_calculator(method: str = "GFN2-xTB", *, charge: int = 0, multiplicity: i
     Args:
         method: one of `METHODS`.
         charge: of the whole structure.
-        multiplicity: 2 S + 1.
+        multiplicity: 2 S + 1; None is the lowest possible.
 
     Raises:
         InputError: tblite is not installed, or an unknown method.
