@@ -76,19 +76,19 @@ def dynamics(
         atoms = bare(structure)
         atoms.calc = calculator
         thermal_momenta(atoms, options.temperature, "nvt-langevin", rng)
-        walk: Any = integrator(
-            atoms,
-            "nvt-langevin",
-            timestep=options.timestep,
-            temperature=options.temperature,
-            pressure=0.0,
-            thermostat_time=options.thermostat_time,
-            barostat_time=1000.0,
-            flexible_cell=False,
-            rng=rng,
-        )
         steps = options.settle + options.interval
         try:
+            walk: Any = integrator(
+                atoms,
+                "nvt-langevin",
+                timestep=options.timestep,
+                temperature=options.temperature,
+                pressure=0.0,
+                thermostat_time=options.thermostat_time,
+                barostat_time=1000.0,
+                flexible_cell=False,
+                rng=rng,
+            )
             while len(sample) < options.count:
                 for _ in range(steps):
                     walk.step()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import ase
 import numpy as np
-from ase.calculators.calculator import BaseCalculator, CalculatorError, PropertyNotImplementedError
+from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from equipes.data import Frame
@@ -15,8 +15,8 @@ from equipes.errors import InputError
 from equipes.simulate.errors import SimulationError
 from equipes.simulate.safety import Distances
 
-# What a calculator may raise of one geometry without being of no use for the next.
-FAILURES = (CalculatorError, InputError, SimulationError, RuntimeError, FloatingPointError)
+# What a calculator may raise of one geometry without being of no use for the next (ASE's errors are RuntimeErrors).
+FAILURES = (RuntimeError, InputError, FloatingPointError)
 NOT_CONVERGED = "the calculator failed"
 _LARGEST_FORCE = 30.0  # eV/Å
 _FAILURES_ALLOWED = 20
