@@ -52,10 +52,11 @@ def table(result: Distillation) -> str:
             f"| {row.energy_mae_mev_per_atom:.2f} | {'' if stress is None else f'{stress:.2f}'} | {verdict} |"
         )
     speed = result.speed
+    student = f"{result.parameters:,} parameters, cutoff {result.cutoff:g} Å"
     lines.append(
         f"\n{speed.n_atoms} atoms: teacher {speed.teacher_ms:.1f} ms, student {speed.student_ms:.2f} ms a call, "
-        f"{speed.gain:.0f} times as fast. {result.parameters:,} parameters, cutoff {result.cutoff:g} Å; {result.frames} "
-        f"frames of {result.n_atoms} atoms; {result.steps} steps in {result.minutes:.1f} processor minutes."
+        f"{speed.gain:.0f} times as fast. {student}; {result.frames} frames of "
+        f"{result.n_atoms} atoms; {result.steps} steps in {result.minutes:.1f} processor minutes."
     )
     return "\n".join(lines)
 
