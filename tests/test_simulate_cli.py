@@ -114,6 +114,13 @@ def test_md_writes_its_directory_and_goes_on(here: Path, model: Path, capsys: py
     assert "mean temperature" in shown
     assert "meV/atom/ps" in shown
     names = {"trajectory.extxyz", "md.csv", "md.json", "md.png", "final.extxyz", "checkpoint.npz"}
+    names |= {"order.png", "report.html"}
+    assert "g(r) of Cu-Cu" in shown
+    assert "Bussi" in shown
+    assert "the conserved energy per atom changes by" in shown
+    page = Path("run/report.html").read_text()
+    assert "3Dmol" in page
+    assert page.count("<svg") == 2
     assert {path.name for path in Path("run").iterdir()} == names
     assert equipes_command(*options, "--steps", 40) == 2
     assert "run exists and is not empty" in capsys.readouterr().err

@@ -19,7 +19,9 @@ from equipes.cli import (
     data,
     distill,
     evaluate,
+    familiarize,
     glass,
+    heat,
     lattice,
     model,
     models,
@@ -73,7 +75,21 @@ def _root(
         typer.echo(context.get_help())
 
 
-for module in (train, distill, evaluate, simulate, lattice, transport, glass, benchmark, models, data, model):
+for module in (
+    train,
+    distill,
+    evaluate,
+    familiarize,
+    simulate,
+    lattice,
+    heat,
+    transport,
+    glass,
+    benchmark,
+    models,
+    data,
+    model,
+):
     module.register(app)
 
 

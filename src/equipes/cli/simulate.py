@@ -26,11 +26,16 @@ from equipes.cli.running import (
     write_structures,
 )
 from equipes.cli.simulate_tables import eos_lines, md_lines, relax_lines
+from equipes.cli.workflow import print_result, write_dynamics_page
 
 if TYPE_CHECKING:
     import ase
 
     from equipes.simulate.records import Row
+
+
+# A run that a limit on its uncertainty ended: neither a failure nor an interrupt.
+UNCERTAIN_STATUS = 3
 
 
 class EnsembleName(StrEnum):
@@ -187,8 +192,32 @@ def md(
     flexible_cell: Annotated[
         bool, typer.Option("--flexible-cell", help="npt: let the shape of the cell change too.")
     ] = False,
+    flexible_lengths: Annotated[
+        bool, typer.Option("--flexible-lengths", help="npt: an orthorhombic cell changes its three lengths.")
+    ] = False,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory/--no-trajectory", help="Keep frames, not only averages.")
+    ] = True,
+    reach: Annotated[float, typer.Option(help="Of radial distributions, Å; 0: none.")] = 6.0,
     thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
+    max_forces_std: Annotated[
+        float | None,
+        typer.Option(
+            "--max-forces-std", help="Stop when a committee's forces on an atom scatter by more, eV/Å."
+        ),
+    ] = None,
+    max_feature_distance: Annotated[
+        float | None,
+        typer.Option(
+            "--max-feature-distance",
+            help="Stop when an atom is farther than this from what the model was trained on; 1 is what 99 of 100 "
+            "atoms of its validation frames stay below.",
+        ),
+    ] = None,
+    uncertainty_interval: Annotated[
+        int, typer.Option("--uncertainty-interval", help="Steps between two looks at feature distances.")
+    ] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     modal: ModalOption = None,
     frame: FrameNumber = 0,
@@ -198,8 +227,10 @@ def md(
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Molecular dynamics at constant energy (nve), temperature (nvt), or temperature and pressure (npt)."""
-    from equipes.report import md_plot
+    """Molecular dynamics at constant energy (nve), temperature (nvt), or temperature and pressure (npt).
+
+    Exit status 3 where the model became unsure and --max-… said to stop.
+    """
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
@@ -214,11 +245,17 @@ def md(
         interval=interval,
         keep_velocities=keep_velocities,
         flexible_cell=flexible_cell,
+        flexible_lengths=flexible_lengths,
+        trajectory=trajectory,
+        reach=reach,
         thermostat_time=thermostat_time,
         barostat_time=barostat_time,
         thermostat=thermostat.value,
         temperature_end=temperature_end,
         pressure_end=pressure_end,
+        max_forces_std=max_forces_std,
+        max_feature_distance=max_feature_distance,
+        uncertainty_interval=uncertainty_interval,
     )
     quiet = json == STDOUT
     with progress_bar() as progress, stopping():
@@ -244,9 +281,19 @@ def md(
             potential=fingerprint(model, modal, dtype, exact=exact),
             on_step=follow,
         )
-    md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
-    print_table(md_lines(result.summary, out), quiet=quiet)
+    lines = list(md_lines(result.summary))
+    written = write_dynamics_page(
+        result, lines, [atoms, result.atoms], f"model {model}, structure {structure}"
+    )
+    print_result(lines, result.provenance, f"{out}: {written}", quiet=quiet)
     write_json(result.summary, json, overwrite=overwrite)
+    if result.uncertain is not None:
+        typer.echo(
+            f"Stopped at {result.uncertain}; that structure is {out / records.UNCERTAIN}, and the same command with "
+            "--resume and a higher limit continues.",
+            err=True,
+        )
+        raise typer.Exit(UNCERTAIN_STATUS)
     if result.interrupted:
         done = result.summary["steps"]
         typer.echo(

@@ -21,6 +21,7 @@ from typing import Any
 import ase
 import numpy as np
 import platformdirs
+from ase.calculators.calculator import CalculatorError
 from rich.console import Console
 
 from equipes.data import Frame, elements, fit_reference_energies, write_frames
@@ -43,6 +44,7 @@ from equipes.sampling import (
 from equipes.simulate.errors import SimulationError
 from equipes.simulate.store import structure_key
 from equipes.simulate.structures import read_structure
+from equipes.training.budgets import step_limit
 from equipes.training.config import Config, DataConfig, PretrainingConfig
 from equipes.training.display import sampling_progress
 from equipes.training.inputs import Prepared
@@ -107,7 +109,6 @@ def pretrain(
     out: Path,
     train: Callable[..., Any],
     *,
-    steps: int | None,
     resume: bool,
     begun: bool,
     clock: Clock,
@@ -120,7 +121,6 @@ def pretrain(
         prepared: the user's data, and the config that it decided.
         out: directory of the training.
         train: `equipes.training.train`.
-        steps: budget of the whole training in steps, if it has one.
         resume: continue what is there.
         begun: the training proper has begun, so the pre-training is finished.
         clock: of the training, started.
@@ -139,6 +139,7 @@ def pretrain(
         console.print(f"Pre-training on {settings.method} labels", style="bold", highlight=False)
         cheap = cheap_frames(settings, prepared.splits.train, folder, seed=given.train.seed, console=console)
         console.print(cheap.sentence(), highlight=False, soft_wrap=True)
+        steps = step_limit(prepared.config, len(prepared.train))
         minutes = given.train.max_minutes or prepared.config.train.max_minutes
         share = None if minutes is None else settings.share * minutes
         if share is not None:  # sampling takes of it, but not all
@@ -212,7 +213,7 @@ def cheap_frames(
             sample = collect(
                 parts, calculator, seed=seed, path=folder / f"{key}.npz", facts=facts, progress=progress
             )
-    except SimulationError as error:
+    except (SimulationError, CalculatorError) as error:
         raise InputError(
             f"pre-training: {settings.method} cannot label geometries of {structures[0].get_chemical_formula()}: "
             f"{error}; give another pretraining.structure, or leave pre-training out"
