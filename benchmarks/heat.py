@@ -104,16 +104,16 @@ def film(options: argparse.Namespace) -> dict[str, Any]:
     exact = Calculator(options.model, dtype="float64")
     unit = relax(bulk("Si", a=5.45, cubic=True), exact, cell=True, fmax=0.001).atoms
     chosen = ConductivityOptions(
-        supercell=(2, 2, 2), meshes=(28.0, 36.0), temperatures=(300.0,), relax=False, cutoff_pair=4.0
+        supercell=(2, 2, 2),
+        meshes=(28.0, 36.0),
+        temperatures=(300.0,),
+        relax=False,
+        cutoff_pair=4.0,
+        full=False,
     )
     rows = {}
     for strain in options.strains:
-        strained = unit.copy()
-        strained.set_cell(unit.cell.array @ np.diag([1 + strain, 1 + strain, 1.0]), scale_atoms=True)
-        across = [(height, _stress_across(strained, height, exact)) for height in (1 - strain, 1.0)]
-        (a, at_a), (b, at_b) = across
-        height = a - at_a * (b - a) / (at_b - at_a) if strain else 1.0
-        strained.set_cell(strained.cell.array @ np.diag([1, 1, height]), scale_atoms=True)
+        strained, height = biaxial(unit, strain, exact)
         found = conductivity(strained, exact, chosen)
         rows[f"{100 * strain:+.1f} %"] = {
             "in plane": float(found.best[0, :2].mean()),
@@ -181,6 +181,24 @@ def _in_the_same_cell(unit: Atoms, calculator: Calculator, cells: int, width: fl
 
 
 _interactions: dict[int, Any] = {}
+
+
+def biaxial(unit: Atoms, strain: float, calculator: Calculator) -> tuple[Atoms, float]:
+    """A cell strained in the xy plane with no stress across it, and its height over that at rest.
+
+    Symmetry leaves the atoms of silicon where they are.
+    """
+    strained = unit.copy()
+    strained.set_cell(unit.cell.array @ np.diag([1 + strain, 1 + strain, 1.0]), scale_atoms=True)
+    low, high, height = 1 - abs(strain) - 1e-3, 1 + abs(strain) + 1e-3, 1.0
+    at_low, at_high = (_stress_across(strained, height, calculator) for height in (low, high))
+    for _ in range(4):  # the secant, for a stress that is nearly linear
+        height = low - at_low * (high - low) / (at_high - at_low)
+        low, at_low, high, at_high = high, at_high, height, _stress_across(strained, height, calculator)
+        if abs(high - low) < 1e-7:
+            break
+    strained.set_cell(strained.cell.array @ np.diag([1, 1, height]), scale_atoms=True)
+    return strained, height
 
 
 def _stress_across(atoms: Atoms, height: float, calculator: Calculator) -> float:

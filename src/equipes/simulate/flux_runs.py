@@ -249,7 +249,7 @@ class _Run:
         self.store.put(
             self.name,
             step=self.step,
-            positions=self.atoms.positions,
+            positions=self.atoms.positions.copy(),  # the atoms go on before it is on the disk
             momenta=self.atoms.get_momenta(),
             start=self.start,
             rows=np.array(self.rows).reshape(-1, 5),

@@ -31,7 +31,7 @@ _DRIFT = 0.5  # meV/atom/ps
 _TEMPERATURE = 0.05
 _MOVED = 2.0  # Å; an atom that went so far has left its place
 # The spectrum up to this many times the inverse of the cutoff takes part in the cepstral analysis.
-_BAND = 1.5
+_BAND = 3.0
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,9 @@ def analyze_flux(atoms: ase.Atoms, runs: Sequence[FluxRun], options: GreenKuboOp
         atoms=atoms,
         temperature_k=float(np.mean(temperatures)),
         conductivity=float(found.mean[at]),
-        error=float(found.mean_error[at]),
+        error=float(found.mean_error[found.certain]),
         tensor=found.running[at],
-        tensor_error=found.running_error[at],
+        tensor_error=found.running_error[found.certain],
         cepstral=smooth.value,
         cepstral_error=smooth.error,
         cutoff_ps=float(found.times[at] / 1000),
@@ -240,7 +240,7 @@ def _at(found: Integral, index: int) -> tuple[float, float]:
 def _checks(
     found: Integral, smooth: Cepstrum, halves: list[tuple[float, float]], worst_drift: float
 ) -> tuple[Check, ...]:
-    value, error = _at(found, found.cutoff)
+    value, error = float(found.mean[found.cutoff]), float(found.mean_error[found.certain])
     later, later_error = _at(found, 2 * found.cutoff)
     (first, first_error), (second, second_error) = halves
     unit = "W/(m K)"
