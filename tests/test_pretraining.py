@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 from ase import Atoms
@@ -119,6 +120,11 @@ def test_a_death_in_the_training_proper(undisturbed: Path, tmp_path: Path) -> No
         train(config(), out, console=QUIET, callbacks=[DieAt(7)])
     train(None, out, resume=True, console=QUIET)
     assert same(out, undisturbed)
+    # A larger budget is for the training that goes on; what it began with stays.
+    began_with = (out / "pretraining" / "model.safetensors").read_bytes()
+    more = load_config(out / "config.yaml", ["max_steps=40"])
+    assert train(more, out, resume=True, console=QUIET).steps == 24
+    assert (out / "pretraining" / "model.safetensors").read_bytes() == began_with
 
 
 def test_a_death_in_the_pretraining(
@@ -130,8 +136,16 @@ def test_a_death_in_the_pretraining(
         with pytest.raises(Died):
             train(config(), out, console=QUIET)
     assert not (out / "model.safetensors").exists()
+    steps: list[int] = []
+
+    class Count(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+            steps.append(module.state.step)
+
+    monkeypatch.setattr(trainer, "train", lambda *a, **k: train(*a, **k, callbacks=[Count()]))
     train(None, out, resume=True, console=QUIET)
     assert same(out, undisturbed)
+    assert steps == [5, 6, 7, 8]  # of eight, the first four are not made again
 
 
 def test_a_death_while_sampling(
