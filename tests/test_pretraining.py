@@ -20,7 +20,7 @@ from equipes.cli import app, run
 from equipes.data import read_frames
 from equipes.errors import InputError
 from equipes.training import Config, load_config, train, trainer
-from equipes.training import pretraining as stage
+from equipes.training import cheap_labels as stage
 from equipes.training.inputs import read_splits
 from equipes.training.metrics import error_metrics, predict_frames
 from spring_calculator import Springs
@@ -175,6 +175,15 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "xtb_calculator", lambda *_, **__: Springs(REST, fails=1))
     with pytest.raises(InputError, match=r"cannot label geometries of C2H6O.*the calculator failed"):
         train(config(pretraining={"normal_modes": 0}), tmp_path / "c", console=QUIET)
+
+
+def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
+    given = config(pretraining={"cache": str(tmp_path / "cache")})
+    train(given, tmp_path / "one", console=QUIET)
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(kept.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"cannot be read; remove the file"):
+        train(given, tmp_path / "two", console=QUIET)
 
 
 def test_given_reference_energies_stay(tmp_path: Path) -> None:

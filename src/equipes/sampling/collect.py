@@ -30,11 +30,13 @@ class Part:
         name: unique among the parts; with the seed it decides the random numbers.
         count: frames expected, for the progress.
         sampler: makes them.
+        calls: of the calculator, about, for who wants to say how long it will take.
     """
 
     name: str
     count: int
     sampler: Sampler
+    calls: int = 0
 
 
 def collect(
