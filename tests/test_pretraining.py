@@ -177,13 +177,13 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         train(config(pretraining={"normal_modes": 0}), tmp_path / "c", console=QUIET)
 
 
-def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
-    given = config(pretraining={"cache": str(tmp_path / "cache")})
-    train(given, tmp_path / "one", console=QUIET)
-    (kept,) = (tmp_path / "cache").iterdir()
+def test_a_damaged_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUIPES_CACHE", str(tmp_path / "cache"))
+    train(config(), tmp_path / "one", console=QUIET)
+    (kept,) = (tmp_path / "cache" / "samples").iterdir()
     kept.write_bytes(kept.read_bytes()[:300])
     with pytest.raises(InputError, match=r"cannot be read; remove the file"):
-        train(given, tmp_path / "two", console=QUIET)
+        train(config(), tmp_path / "two", console=QUIET)
 
 
 def test_given_reference_energies_stay(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def _finished(path: Path, asked: dict[str, Any]) -> list[Row]:
         f"{section}.{key}"
         for section in ("data", "model", "train", "pretraining")
         for key in asked[section] or {}
-        if key not in ("train", "cache") and (before.get(section) or {}).get(key) != asked[section][key]
+        if key != "train" and (before.get(section) or {}).get(key) != asked[section][key]
     ]
     if changed:
         raise InputError(

@@ -93,11 +93,11 @@ def cheap_frames(
     facts = {
         "version": _VERSION,
         "tblite": version("tblite") if find_spec("tblite") else "",
-        **settings.model_dump(mode="json", exclude={"structure", "share", "cache"}),
+        **settings.model_dump(mode="json", exclude={"structure", "share"}),
         "structures": [structure_key(atoms) for atoms in structures],
     }
     key = hashlib.sha256(json.dumps([facts, seed], sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(settings.cache).expanduser() if settings.cache else cache_directory()
+    folder = cache_directory()
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     calculator = partial(

@@ -153,7 +153,7 @@ class PretrainingConfig(Section):
         default=None,
         description="file(s), the first structure of each; null: the first training frame of each composition",
     )
-    frames: PositiveInt = Field(default=1000, description="geometries to label")
+    frames: Annotated[int, Field(ge=10)] = Field(default=1000, description="geometries to label")
     method: Literal["GFN2-xTB", "GFN1-xTB"] = "GFN2-xTB"
     temperatures: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
         default=[300.0, 600.0, 1000.0], description="K; taken in turns"
@@ -163,10 +163,7 @@ class PretrainingConfig(Section):
     )
     charge: int = 0
     multiplicity: PositiveInt | None = Field(default=None, description="2 S + 1; null: the lowest possible")
-    share: Fraction = Field(default=0.4, description="of the budget, sampling included")
-    cache: str | None = Field(
-        default=None, description="directory that keeps labelled geometries; null: the user's cache"
-    )
+    share: Fraction = Field(default=0.6, description="of the budget, sampling included")
 
 
 Part = Literal["embedding", "radial", "interactions", "readout", "references"]

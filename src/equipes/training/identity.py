@@ -69,8 +69,6 @@ def _identity(config: Config) -> dict[str, Any]:
     tree = with_files(config, lambda name: Path(name).name).model_dump(mode="json")
     tree["train"] = {key: value for key, value in tree["train"].items() if key not in _FREE}
     del tree["data"]["checks"]
-    if tree["pretraining"] is not None:
-        del tree["pretraining"]["cache"]
     return {name: section for name, section in tree.items() if section is not None}
 
 

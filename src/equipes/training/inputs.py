@@ -162,7 +162,7 @@ def prepare(config: Config, splits: Splits, base: Potential | None = None) -> Pr
         "stress_weight": 1.0 if has_stress else 0.0,
     }
     if not (config.train.max_minutes or config.train.max_epochs or config.train.max_steps):
-        chosen["max_minutes"] = _minutes(train)
+        chosen["max_minutes"] = _minutes(train) * (1 if config.pretraining is None else 2)
     data = {
         "split_seed": config.train.seed,
         "n_train": len(splits.train),
