@@ -103,7 +103,9 @@ class TrainConfig(Section):
         default=None, description="frames in a step, over all processes together"
     )
     seed: int = 0
-    optimizer: Literal["adamw", "soap", "muon"] = "adamw"
+    optimizer: Literal["adamw", "soap"] | None = Field(
+        default=None, description="null: soap, and adamw where a trained potential is tuned"
+    )
     learning_rate: PositiveFloat | None = Field(
         default=None, description="peak; null: a good one for the optimiser"
     )

@@ -182,6 +182,7 @@ def tune(prepared: Prepared, base: Base) -> Tuning:
     check_units(potential, prepared.splits.train, base.name)
     given = prepared.config.data.reference_energies
     references = fit_shifts(potential, prepared.train, given)
+    potential.familiarity = None  # of other data, with features that will change
     shifts = reference_energies(potential.model)
     corrections = {}
     for symbol, value in references.values.items():

@@ -152,9 +152,11 @@ def prepare(config: Config, splits: Splits, base: Potential | None = None) -> Pr
     has_stress = any(frame.stress is not None for frame in splits.train)
     steps_per_pass = math.ceil(len(train) / batch_size)
     val_batches = math.ceil(len(val) / batch_size)
+    optimizer = config.train.optimizer or ("soap" if base is None else "adamw")
     chosen: dict[str, Any] = {
         "batch_size": batch_size,
-        "learning_rate": PEAK_LEARNING_RATE[config.train.optimizer] * (1 if base is None else FINE_TUNING),
+        "optimizer": optimizer,
+        "learning_rate": PEAK_LEARNING_RATE[optimizer] * (1 if base is None else FINE_TUNING),
         # Seldom enough that validation takes a small part of the time, often enough to see what happens.
         "validate_every": max(min(steps_per_pass, 500), 4 * val_batches),
         "stress_weight": 1.0 if has_stress else 0.0,
