@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from equipes.calculators.ase import Calculator
+from equipes.calculators.committee import Committee
+from equipes.calculators.dispersion import WithDispersion
 
-__all__ = ["Calculator"]
+__all__ = ["Calculator", "Committee", "WithDispersion"]

@@ -22,8 +22,10 @@ from equipes.kernels.native.frozen import Neighbours
 from equipes.models import DTYPES, FrozenPotential, Potential, adapted, convert, is_frozen, load_frozen
 from equipes.models.frozen import supports as can_freeze
 
-# A frozen potential whose forces are off by more than this much of the largest is not used. Round-off is about 1e-5.
+# A frozen potential whose forces are off by more than this much of the largest is not used. Round-off is about 1e-5 in
+# float32; in float64 the splines are what is left, some 1e-8.
 TOLERABLE = 1e-3
+TOLERABLE_FLOAT64 = 1e-6
 
 
 class Calculator(AseCalculator):
@@ -47,6 +49,9 @@ class Calculator(AseCalculator):
         species: keep only these elements of those that it knows.
         skin: Å added to the cutoff when neighbours are collected; the list serves until an atom has moved half of it.
         exact: do not freeze the model.
+        freeze: freeze it in float64 too, where otherwise the model itself runs: some 1e-8 eV/Å away, many times faster.
+        feature_distance: put `feature_distance` `[N]` into the results too: how far each atom is from what the
+            potential was trained on, 1 being the limit (`equipes.models.familiarity`). It costs one forward pass.
 
     Attributes:
         potential: the model; None if a frozen one was given.
@@ -54,8 +59,8 @@ class Calculator(AseCalculator):
 
     Raises:
         InputError: a file that is no model, an unknown dtype or device, a negative skin, a frozen potential that shall
-            be exact or run on another device; when calculating, an element that the potential does not know, or a
-            structure without sense (see `AtomGraph.from_atoms`).
+            be exact or run on another device, feature distances of a potential that has none; when calculating, an
+            element that the potential does not know, or a structure without sense (see `AtomGraph.from_atoms`).
         PropertyNotImplementedError: the stress of a structure whose cell has no volume.
 
     >>> from ase.build import bulk
@@ -79,8 +84,12 @@ class Calculator(AseCalculator):
         *,
         modal: str | None = None,
         species: Sequence[str] | None = None,
+        freeze: bool = False,
+        feature_distance: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(model, list | tuple):
+            raise InputError("several models make a committee: equipes.Committee([…])")
         if not (np.isfinite(skin) and skin >= 0):
             raise InputError(f"the skin must be a length of 0 Å or more, not {skin}")
         self.device = _device(device)
@@ -107,11 +116,15 @@ class Calculator(AseCalculator):
             self.potential is not None
             and not exact
             and self.device.type == "cpu"
-            and self.potential.dtype == torch.float32
+            and (freeze or self.potential.dtype == torch.float32)
             and kernel_name() == "native"
             and can_freeze(self.potential)
         )
+        self._tells_distance = feature_distance
+        if feature_distance:
+            self._refuse_unfamiliar()
         self._types: tuple[NeighborList, np.ndarray] | None = None
+        self._prepared_for: bytes | None = None
         reach = self.potential or self.frozen
         assert reach is not None
         self._neighbors = SkinnedNeighbors(reach.cutoff, skin)
@@ -130,7 +143,8 @@ class Calculator(AseCalculator):
         if wanted == known or not wanted <= set(self.potential.species):
             return self.frozen
         frozen = self.potential.freeze(sorted(wanted))
-        if not frozen.deviation["forces"] <= TOLERABLE * frozen.deviation["largest_force"]:
+        tolerable = TOLERABLE if frozen.dtype == torch.float32 else TOLERABLE_FLOAT64
+        if not frozen.deviation["forces"] <= tolerable * frozen.deviation["largest_force"]:
             warnings.warn(
                 f"frozen, the potential's forces would be off by {frozen.deviation['forces']:.1e} eV/Å; "
                 "the exact model runs instead, more slowly",
@@ -149,21 +163,19 @@ class Calculator(AseCalculator):
     def check_state(self, atoms: ase.Atoms, tol: float = 0.0) -> list[str]:
         """What changed since the last calculation, of what the potential sees.
 
-        Compared exactly; ASE's own comparison takes as long as finding the neighbours of a small molecule.
+        Compared bit for bit; ASE's own comparison takes as long as finding the neighbours of a small molecule, and it
+        is made several times in a step of dynamics.
         """
         last = self.atoms
         if last is None or len(last) != len(atoms):
             return list(all_changes)
-        changed = [
-            name
-            for name in ("positions", "numbers")
-            if not np.array_equal(getattr(last, name), getattr(atoms, name))
-        ]
-        if not np.array_equal(last.cell.array, atoms.cell.array):
-            changed.append("cell")
-        if not np.array_equal(last.pbc, atoms.pbc):
-            changed.append("pbc")
-        return changed
+        pairs = {
+            "positions": (last.positions, atoms.positions),
+            "numbers": (last.numbers, atoms.numbers),
+            "cell": (last.cell.array, atoms.cell.array),
+            "pbc": (last.pbc, atoms.pbc),
+        }
+        return [name for name, (one, two) in pairs.items() if one.tobytes() != two.tobytes()]
 
     def calculate(
         self,
@@ -183,10 +195,43 @@ class Calculator(AseCalculator):
                 "the structure has no stress, because its cell has no volume; set three lattice vectors"
             )
         stress = has_volume and (periodic or "stress" in properties)
-        if self.freeze_for(set(structure.symbols)) is not None:
+        numbers = structure.numbers.tobytes()
+        if (
+            numbers != self._prepared_for
+        ):  # looking at every symbol takes as long as a small molecule's forces
+            self.freeze_for(set(structure.symbols))
+            self._prepared_for = numbers
+        if self.frozen is not None:
             self._calculate_frozen(structure, stress=stress)
         else:
             self._calculate_exactly(structure, stress=stress)
+        if self._tells_distance:
+            self.results["feature_distance"] = self.feature_distances(structure)
+
+    def feature_distances(self, structure: ase.Atoms) -> np.ndarray:
+        """How far each atom of a structure is from what the potential was trained on, `[N]`; 1 is the limit.
+
+        One forward pass of the exact model, whatever calculates energies and forces.
+
+        Raises:
+            InputError: a frozen potential, or one that was not told what it was trained on; see `calculate`.
+        """
+        potential = self._refuse_unfamiliar()
+        graph = self._neighbors.graph(structure)
+        if self.device.type != "cpu":
+            graph = graph.to(self.device)
+        return potential.feature_distances(graph).numpy()
+
+    def _refuse_unfamiliar(self) -> Potential:
+        if self.potential is None:
+            raise InputError(
+                "a frozen potential has no feature distances; give the model that it was made from"
+            )
+        if self.potential.familiarity is None:
+            raise InputError(
+                "the potential does not know what it was trained on; tell it with `equipes familiarize MODEL FRAMES`"
+            )
+        return self.potential
 
     def _calculate_frozen(self, structure: ase.Atoms, *, stress: bool) -> None:
         assert self.frozen is not None

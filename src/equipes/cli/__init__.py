@@ -14,7 +14,21 @@ from typing import Annotated, cast
 import typer
 
 import equipes
-from equipes.cli import benchmark, data, evaluate, glass, lattice, model, models, simulate, train, transport
+from equipes.cli import (
+    benchmark,
+    data,
+    evaluate,
+    expansion,
+    familiarize,
+    glass,
+    heat,
+    lattice,
+    model,
+    models,
+    simulate,
+    train,
+    transport,
+)
 from equipes.errors import InputError
 
 USAGE_STATUS = 2
@@ -61,7 +75,21 @@ def _root(
         typer.echo(context.get_help())
 
 
-for module in (train, evaluate, simulate, lattice, transport, glass, benchmark, models, data, model):
+for module in (
+    train,
+    evaluate,
+    familiarize,
+    simulate,
+    lattice,
+    expansion,
+    heat,
+    transport,
+    glass,
+    benchmark,
+    models,
+    data,
+    model,
+):
     module.register(app)
 
 

@@ -1,4 +1,4 @@
-"""What commands share: the argument MODEL, and the options `--modal`, `--units` and `--keys`."""
+"""What commands share: the argument MODEL, and the options `--modal`, `--d3`, `--units` and `--keys`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 ModelPath = Annotated[
     Path,
     typer.Argument(
-        metavar="MODEL", help="A model: *.safetensors, or the name of a published one (equipes models list)."
+        metavar="MODEL",
+        help="A model: *.safetensors, or the name of a published one (equipes models list); "
+        "A,B,C is a committee, where energies and forces are wanted.",
     ),
 ]
 ModalOption = Annotated[
@@ -27,6 +29,14 @@ ModalOption = Annotated[
         "--modal",
         metavar="NAME",
         help="Of a model for several kinds of reference calculation, the one wanted.",
+    ),
+]
+Dispersion = Annotated[
+    str | None,
+    typer.Option(
+        "--d3",
+        metavar="FUNCTIONAL",
+        help="Add D3(BJ) dispersion with the parameters of a functional, such as PBE (extra dispersion).",
     ),
 ]
 UnitsOption = Annotated[
@@ -47,6 +57,16 @@ KeysOption = Annotated[
         "(labels: energy, forces, stress, config_type).",
     ),
 ]
+
+
+def members(model: Path) -> list[Path]:
+    """The models of an argument MODEL[,MODEL…]; one, if there is a file of the whole name."""
+    if model.exists():
+        return [model]
+    names = [Path(name) for name in str(model).split(",") if name]
+    if len(set(names)) < len(names):
+        raise InputError(f"{model}: a model stands twice in the committee; name each once")
+    return names
 
 
 def parse_units(text: str | None) -> Units | None:

@@ -1,4 +1,4 @@
-"""`equipes elastic`, `phonons`, `conductivity` and `expansion`: properties of crystals."""
+"""`equipes eos`, `elastic` and `phonons`: properties of crystals."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
 from equipes.cli.running import Device, Dtype, Exact, FrameNumber, Precision, StructurePath
 from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, workflow
 
 if TYPE_CHECKING:
-    from equipes.simulate.conductivity import ConductivityResult
     from equipes.simulate.elastic import ElasticResult
-    from equipes.simulate.expansion import ExpansionResult
+    from equipes.simulate.eos import EquationOfStateResult
     from equipes.simulate.phonons import PhononResult
 
 RelaxFirst = Annotated[
@@ -40,10 +39,65 @@ Length = Annotated[float, typer.Option("--length", help="Å between faces of the
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
+    app.command()(eos)
     app.command()(elastic)
     app.command()(phonons)
-    app.command()(conductivity)
-    app.command()(expansion)
+
+
+def eos(
+    model: ModelPath,
+    structure: StructurePath,
+    out: OutDirectory = None,
+    volume_range: Annotated[
+        float, typer.Option("--range", help="Fraction of the volume to either side.")
+    ] = 0.08,
+    points: Annotated[int, typer.Option(help="Number of volumes.")] = 11,
+    relax_positions: Annotated[
+        bool, typer.Option("--relax/--no-relax", help="Relax the atoms at every volume.")
+    ] = True,
+    resume: Resume = False,
+    modal: ModalOption = None,
+    d3: Dispersion = None,
+    exact: Exact = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float64,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Lattice constant and bulk modulus of a crystal, from its energy over the volume (Birch-Murnaghan)."""
+    from equipes.simulate.eos import EquationOfStateOptions, equation_of_state
+
+    options = EquationOfStateOptions(volume_range, points, relax_positions)
+    with workflow(
+        "eos",
+        options,
+        model=model,
+        modal=modal,
+        d3=d3,
+        exact=exact,
+        structure=structure,
+        frame=frame,
+        device=device,
+        dtype=dtype,
+        out=out,
+        json=json,
+        resume=resume,
+        overwrite=overwrite,
+    ) as run:
+        result = equation_of_state(
+            run.atoms,
+            run.calculator,
+            volume_range=volume_range,
+            points=points,
+            relax_positions=relax_positions,
+            store=run.store,
+            progress=run.progress,
+        )
+        from equipes.report.equation_of_state import equation_of_state_plot
+
+        figures = {"eos.png": ("energy over the volume", lambda: equation_of_state_plot(result))}
+        run.finish(result, eos_rows(result), figures=figures, structures=[result.atoms])
 
 
 def elastic(
@@ -56,6 +110,7 @@ def elastic(
     fmax: Annotated[float, typer.Option(help="Forces that the atoms are relaxed to, eV/Å.")] = 0.001,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -73,6 +128,7 @@ def elastic(
         options,
         model=model,
         modal=modal,
+        d3=d3,
         exact=exact,
         structure=structure,
         frame=frame,
@@ -110,6 +166,7 @@ def phonons(
     ] = True,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -136,6 +193,7 @@ def phonons(
         options,
         model=model,
         modal=modal,
+        d3=d3,
         exact=exact,
         structure=structure,
         frame=frame,
@@ -159,137 +217,19 @@ def phonons(
         run.finish(result, phonon_rows(result), figures=figures, structures=[result.atoms])
 
 
-def conductivity(
-    model: ModelPath,
-    structure: StructurePath,
-    out: OutDirectory = None,
-    supercell: Supercell = None,
-    length: Length = 10.0,
-    displacement: Annotated[float, typer.Option(help="Å.")] = 0.03,
-    cutoff_pair: Annotated[
-        float | None,
-        typer.Option("--cutoff-pair", help="Leave out pairs of displaced atoms farther apart, Å."),
-    ] = None,
-    mesh: Annotated[
-        list[float] | None,
-        typer.Option("--mesh", help="Sizes, Å, of the q-point meshes; repeat.", show_default="28, 36, 44"),
-    ] = None,
-    temperature: Annotated[
-        list[float] | None, typer.Option("--temperature", help="K; repeat.", show_default="100 … 1000")
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full/--rta-only", help="Solve the Boltzmann equation in full too.")
-    ] = True,
-    isotopes: Annotated[
-        bool, typer.Option("--isotopes/--no-isotopes", help="Scattering by natural isotopes.")
-    ] = True,
-    relax: RelaxFirst = True,
-    born: Born = None,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float64,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Lattice thermal conductivity of a crystal against temperature, from third-order force constants."""
-    from equipes.simulate.conductivity import ConductivityOptions
-    from equipes.simulate.conductivity import conductivity as calculate
-
-    plain = ConductivityOptions()
-    options = ConductivityOptions(
-        supercell=supercell,
-        length=length,
-        displacement=displacement,
-        cutoff_pair=cutoff_pair,
-        meshes=tuple(mesh) if mesh else plain.meshes,
-        temperatures=tuple(temperature) if temperature else plain.temperatures,
-        full=full,
-        isotopes=isotopes,
-        relax=relax,
-        born=None if born is None else str(born),
+def eos_rows(result: EquationOfStateResult) -> Iterator[tuple[str, object]]:
+    """The numbers of an equation of state, for people."""
+    constants = (
+        f"{name} = {value:.4f} Å" if len(name) == 1 else f"{name} = {value:.2f}°"
+        for name, value in result.lattice_constants.items()
     )
-    with workflow(
-        "conductivity",
-        options,
-        model=model,
-        modal=modal,
-        exact=exact,
-        structure=structure,
-        frame=frame,
-        device=device,
-        dtype=dtype,
-        out=out,
-        json=json,
-        resume=resume,
-        overwrite=overwrite,
-    ) as run:
-        result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
-        from equipes.report.crystals import conductivity_plot
-
-        figures = {
-            "conductivity.png": ("conductivity over temperature and mesh", lambda: conductivity_plot(result))
-        }
-        run.finish(result, conductivity_rows(result), figures=figures, structures=[result.atoms])
-
-
-def expansion(
-    model: ModelPath,
-    structure: StructurePath,
-    out: OutDirectory = None,
-    supercell: Supercell = None,
-    length: Length = 8.0,
-    displacement: Annotated[float, typer.Option(help="Å.")] = 0.01,
-    volumes: Annotated[int, typer.Option(help="How many.")] = 9,
-    smallest: Annotated[float, typer.Option(help="Volume, over that of lowest energy.")] = 0.97,
-    largest: Annotated[float, typer.Option(help="Volume, over that of lowest energy.")] = 1.07,
-    max_temperature: Annotated[float, typer.Option(help="K.")] = 800.0,
-    relax: RelaxFirst = True,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float64,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Thermal expansion and bulk modulus of a crystal against temperature, quasi-harmonic."""
-    from equipes.simulate.expansion import ExpansionOptions
-    from equipes.simulate.expansion import expansion as calculate
-
-    options = ExpansionOptions(
-        supercell=supercell,
-        length=length,
-        displacement=displacement,
-        volumes=volumes,
-        smallest=smallest,
-        largest=largest,
-        highest=max_temperature,
-        relax=relax,
-    )
-    with workflow(
-        "expansion",
-        options,
-        model=model,
-        modal=modal,
-        exact=exact,
-        structure=structure,
-        frame=frame,
-        device=device,
-        dtype=dtype,
-        out=out,
-        json=json,
-        resume=resume,
-        overwrite=overwrite,
-    ) as run:
-        result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
-        from equipes.report.crystals import expansion_plot
-
-        figures = {"expansion.png": ("properties over temperature", lambda: expansion_plot(result))}
-        run.finish(result, expansion_rows(result), figures=figures, structures=[result.atoms])
+    atoms = len(result.atoms)
+    yield "lattice", f"{result.lattice} {', '.join(constants)}"
+    yield "volume", f"{result.volume_ang3 / atoms:.4f} Å³/atom"
+    yield "energy", f"{result.energy_ev / atoms:.6f} eV/atom"
+    yield "bulk modulus", f"{result.bulk_modulus_gpa:.2f} GPa"
+    yield "its derivative B'", f"{result.bulk_modulus_derivative:.2f}"
+    yield "fit", f"{result.fit_rms_mev_per_atom:.3g} meV/atom off, root mean square"
 
 
 def elastic_rows(result: ElasticResult) -> Iterator[tuple[str, object]]:
@@ -328,29 +268,4 @@ def phonon_rows(result: PhononResult) -> Iterator[tuple[str, object]]:
             f"heat capacity {thermal.heat_capacity_j_per_k_per_mol[at]:.3f} J/K,"
             f" entropy {thermal.entropy_j_per_k_per_mol[at]:.3f} J/K,"
             f" free energy {thermal.free_energy_kj_per_mol[at]:.3f} kJ per mole of {formula}",
-        )
-
-
-def conductivity_rows(result: ConductivityResult) -> Iterator[tuple[str, object]]:
-    """The numbers of a conductivity, for people."""
-    solutions = [("relaxation time", result.relaxation_time[-1])]
-    if result.full is not None:
-        solutions.append(("full solution", result.full[-1]))
-    for name, values in solutions:
-        for temperature, value in zip(result.temperatures_k, values, strict=True):
-            tensor = " ".join(f"{component:.3f}" for component in value[:3])
-            yield f"{name}, {temperature:g} K", f"{value[:3].mean():.3f} W/(m K) (xx yy zz: {tensor})"
-
-
-def expansion_rows(result: ExpansionResult) -> Iterator[tuple[str, object]]:
-    """The numbers of thermal expansion, for people."""
-    for temperature in (0.0, 100.0, 300.0, 500.0, 1000.0):
-        at = result.at(temperature)
-        if abs(result.temperatures_k[at] - temperature) > 5:
-            continue
-        yield (
-            f"at {result.temperatures_k[at]:.0f} K",
-            f"volume {result.volume_ang3[at]:.4f} Å³, linear expansion {1e6 * result.expansion_per_k[at] / 3:.3f}e-6/K,"
-            f" bulk modulus {result.bulk_modulus_gpa[at]:.2f} GPa,"
-            f" heat capacity {result.heat_capacity_j_per_k_per_mol[at]:.3f} J/K/mol",
         )

@@ -1,4 +1,4 @@
-"""`equipes relax`, `md` and `eos`: simulations with a trained potential."""
+"""`equipes relax` and `md`: simulations with a trained potential."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
 from equipes.cli.running import (
     Device,
@@ -25,12 +25,17 @@ from equipes.cli.running import (
     stopping,
     write_structures,
 )
-from equipes.cli.simulate_tables import eos_lines, md_lines, relax_lines
+from equipes.cli.simulate_tables import md_lines, relax_lines
+from equipes.cli.workflow import print_result, write_dynamics_page
 
 if TYPE_CHECKING:
     import ase
 
     from equipes.simulate.records import Row
+
+
+# A run that a limit on its uncertainty ended: neither a failure nor an interrupt.
+UNCERTAIN_STATUS = 3
 
 
 class EnsembleName(StrEnum):
@@ -69,7 +74,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(relax)
     app.command()(md)
-    app.command()(eos)
 
 
 def relax(
@@ -99,6 +103,7 @@ def relax(
         Path | None, typer.Option(help="Write every step: *.extxyz, *.traj, … (what ASE writes).")
     ] = None,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -114,7 +119,7 @@ def relax(
     check_json_path(json, overwrite=overwrite)
     out = out or Path(f"{structure.stem}_relaxed.extxyz")
     check_targets((out, trajectory), overwrite=overwrite)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
     if not quiet:
@@ -187,10 +192,35 @@ def md(
     flexible_cell: Annotated[
         bool, typer.Option("--flexible-cell", help="npt: let the shape of the cell change too.")
     ] = False,
+    flexible_lengths: Annotated[
+        bool, typer.Option("--flexible-lengths", help="npt: an orthorhombic cell changes its three lengths.")
+    ] = False,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory/--no-trajectory", help="Keep frames, not only averages.")
+    ] = True,
+    reach: Annotated[float, typer.Option(help="Of radial distributions, Å; 0: none.")] = 6.0,
     thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
+    max_forces_std: Annotated[
+        float | None,
+        typer.Option(
+            "--max-forces-std", help="Stop when a committee's forces on an atom scatter by more, eV/Å."
+        ),
+    ] = None,
+    max_feature_distance: Annotated[
+        float | None,
+        typer.Option(
+            "--max-feature-distance",
+            help="Stop when an atom is farther than this from what the model was trained on; 1 is what 99 of 100 "
+            "atoms of its validation frames stay below.",
+        ),
+    ] = None,
+    uncertainty_interval: Annotated[
+        int, typer.Option("--uncertainty-interval", help="Steps between two looks at feature distances.")
+    ] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -198,12 +228,14 @@ def md(
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Molecular dynamics at constant energy (nve), temperature (nvt), or temperature and pressure (npt)."""
-    from equipes.report import md_plot
+    """Molecular dynamics at constant energy (nve), temperature (nvt), or temperature and pressure (npt).
+
+    Exit status 3 where the model became unsure and --max-… said to stop.
+    """
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
@@ -214,11 +246,17 @@ def md(
         interval=interval,
         keep_velocities=keep_velocities,
         flexible_cell=flexible_cell,
+        flexible_lengths=flexible_lengths,
+        trajectory=trajectory,
+        reach=reach,
         thermostat_time=thermostat_time,
         barostat_time=barostat_time,
         thermostat=thermostat.value,
         temperature_end=temperature_end,
         pressure_end=pressure_end,
+        max_forces_std=max_forces_std,
+        max_feature_distance=max_feature_distance,
+        uncertainty_interval=uncertainty_interval,
     )
     quiet = json == STDOUT
     with progress_bar() as progress, stopping():
@@ -241,69 +279,28 @@ def md(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact),
+            potential=fingerprint(model, modal, dtype, exact=exact, d3=d3),
             on_step=follow,
         )
-    md_plot(out / records.TABLE, out / records.PLOT, overwrite=True)
-    print_table(md_lines(result.summary, out), quiet=quiet)
+    lines = list(md_lines(result.summary))
+    written = write_dynamics_page(
+        result, lines, [atoms, result.atoms], f"model {model}, structure {structure}"
+    )
+    print_result(lines, result.provenance, f"{out}: {written}", quiet=quiet)
     write_json(result.summary, json, overwrite=overwrite)
+    if result.uncertain is not None:
+        typer.echo(
+            f"Stopped at {result.uncertain}; that structure is {out / records.UNCERTAIN}, and the same command with "
+            "--resume and a higher limit continues.",
+            err=True,
+        )
+        raise typer.Exit(UNCERTAIN_STATUS)
     if result.interrupted:
         done = result.summary["steps"]
         typer.echo(
             f"Stopped after step {done} of {steps}; the same command with --resume continues.", err=True
         )
         raise typer.Exit(130)
-
-
-def eos(
-    model: ModelPath,
-    structure: StructurePath,
-    volume_range: Annotated[
-        float, typer.Option("--range", help="Fraction of the volume to either side.")
-    ] = 0.08,
-    points: Annotated[int, typer.Option(help="Number of volumes.")] = 11,
-    relax_positions: Annotated[
-        bool, typer.Option("--relax/--no-relax", help="Relax the atoms at every volume.")
-    ] = True,
-    plot: Annotated[Path | None, typer.Option(help="Draw the curve: *.png, *.svg, *.pdf.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the structure at the best volume.")] = None,
-    modal: ModalOption = None,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    exact: Exact = False,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Lattice constant and bulk modulus of a crystal, from its energy over the volume (Birch-Murnaghan)."""
-    from equipes.simulate import equation_of_state
-
-    check_json_path(json, overwrite=overwrite)
-    check_targets((out,), overwrite=overwrite)
-    check_targets((plot,), overwrite=overwrite, structures=False)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
-    with progress_bar() as progress, stopping():
-        task = progress.add_task("calculating", total=None)
-
-        def follow(volume: float, energy: float) -> None:
-            progress.update(task, description=f"{volume:.2f} Å³: {energy:.4f} eV", advance=1)
-
-        result = equation_of_state(
-            atoms,
-            calculator,
-            volume_range=volume_range,
-            points=points,
-            relax_positions=relax_positions,
-            on_point=follow,
-        )
-    write_structures(out, result.atoms, overwrite=overwrite)
-    if plot is not None:
-        from equipes.report.equation_of_state import equation_of_state_plot
-
-        equation_of_state_plot(result, plot, overwrite=overwrite)
-    summary = {"model": str(model), "structure": str(structure), "frame": frame, **result.summary()}
-    print_table(eos_lines(summary, plot, out), quiet=json == STDOUT)
-    write_json(summary, json, overwrite=overwrite)
 
 
 def _about_cell(atoms: ase.Atoms, relaxes: bool, freedom: CellFreedomName, pressure: float) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import ase
     from matplotlib.figure import Figure
 
+    from equipes.simulate.md import MDResult
     from equipes.simulate.results import Progress, Provenance
     from equipes.simulate.store import Store
 
@@ -112,15 +113,21 @@ def write_result(
         provenance=provenance,
         overwrite=True,
     )
+    written = f"{out}: {name}.json {' '.join(drawn)} {PAGE} structure.extxyz"
+    print_result(lines, provenance, written, quiet=json == STDOUT)
+    write_json(summary, json, overwrite=overwrite)
+
+
+def print_result(rows: Rows, provenance: Provenance, written: str, *, quiet: bool) -> None:
+    """The numbers, how converged they are, method, what to cite, where it all is; and warnings, on stderr."""
     told = [
-        *lines,
+        *rows,
         *(("convergence", check.sentence()) for check in provenance.checks),
         ("method", provenance.method),
         *(("cite", citation) for citation in provenance.citations),
-        ("written", f"{out}: {name}.json {' '.join(drawn)} {PAGE} structure.extxyz"),
+        ("written", written),
     ]
-    print_table(told, quiet=json == STDOUT)
-    write_json(summary, json, overwrite=overwrite)
+    print_table(told, quiet=quiet)
     for sentence in provenance.warnings:
         typer.echo(f"Warning: {sentence}", err=True)
 
@@ -141,6 +148,7 @@ def workflow(
     json: Path | None,
     resume: bool,
     overwrite: bool,
+    d3: str | None = None,
     key: Mapping[str, Any] | None = None,
     changeable: Sequence[str] = (),
 ) -> Iterator[Workflow]:
@@ -153,10 +161,11 @@ def workflow(
 
     check_json_path(json, overwrite=overwrite)
     options.check()
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     facts = {
         "model": str(model),
         "modal": modal,
+        **({} if d3 is None else {"dispersion": f"D3(BJ) {d3}"}),
         "structure": str(structure),
         "frame": frame,
         "dtype": dtype.value,
@@ -165,7 +174,7 @@ def workflow(
     same = {option: value for option, value in asdict(options).items() if option not in changeable}
     made_with = {
         "command": name,
-        "potential": fingerprint(model, modal, dtype, exact=exact),
+        "potential": fingerprint(model, modal, dtype, exact=exact, d3=d3),
         "structure": structure_key(atoms),
         **(key or {}),
         "options": same,
@@ -219,3 +228,37 @@ def progress_of(name: str) -> Iterator[Progress]:
             line.update(task, completed=done, total=total, description=what)
 
         yield follow
+
+
+def write_dynamics_page(result: MDResult, lines: Rows, structures: Sequence[ase.Atoms], subtitle: str) -> str:
+    """Figures and page of a run of dynamics, into its directory; returns the names of all that is there."""
+    from equipes.report import md_plot
+    from equipes.report.figures import save
+    from equipes.report.transport import observed_plot
+    from equipes.report.workflow import write_workflow_page
+    from equipes.simulate import records
+
+    figures = {
+        records.PLOT: ("energies and temperature", md_plot(result.out / records.TABLE)),
+        records.OBSERVED_PLOT: ("radial distributions and displacements", observed_plot(result.summary)),
+    }
+    for file, (_, figure) in figures.items():
+        save(figure, result.out / file, overwrite=True)
+    shown = []
+    for atoms, label in zip(structures, ("start", "end"), strict=True):
+        shown.append(atoms.copy())
+        shown[-1].info = {"label": label}
+        if atoms.cell.rank == 3:
+            shown[-1].wrap()
+    write_workflow_page(
+        result.out / PAGE,
+        title=f"md: {shown[0].get_chemical_formula()}",
+        subtitle=subtitle,
+        rows=lines,
+        figures=dict(figures.values()),
+        structures=shown,
+        provenance=result.provenance,
+        overwrite=True,
+    )
+    kept = (records.TRAJECTORY,) if result.summary["settings"]["trajectory"] else ()
+    return " ".join((*kept, records.TABLE, records.SUMMARY, *figures, records.FINAL, PAGE))

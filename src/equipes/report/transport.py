@@ -1,9 +1,9 @@
-"""Figures of motion: mean-square displacements, Arrhenius lines, paths of reactions."""
+"""Figures of motion: mean-square displacements, radial distributions, Arrhenius lines, paths of reactions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import units
@@ -95,4 +95,27 @@ def rdf_plot(result: MeltQuenchResult) -> Figure:
         axes.legend(fontsize=8)
     for axes in panels[count:]:
         axes.set_visible(False)
+    return figure
+
+
+@styled
+def observed_plot(summary: Mapping[str, Any]) -> Figure:
+    """What a run of dynamics noted on the way, from its md.json: radial distributions, mean-square displacements."""
+    distributions = summary["radial_distributions"]
+    displacements = summary["mean_square_displacement"]
+    figure = new_figure(7.6 if distributions else 4.2, 3.2)
+    *left, right = figure.subplots(1, 2 if distributions else 1, squeeze=False)[0]
+    if left:
+        for found in distributions:
+            left[0].plot(found["distances_ang"], found["values"], lw=1.1, label="-".join(found["pair"]))
+        left[0].axhline(1, color=INK, lw=0.7, ls="--")
+        left[0].set(xlabel="distance (Å)", ylabel="g(r)")
+        left[0].set_ylim(bottom=0)
+        left[0].legend(fontsize=8)
+    for symbol, values in displacements["ang2"].items():
+        right.plot(displacements["lags_ps"], values, marker=".", ms=3, lw=1.0, label=symbol)
+    right.set(xlabel="lag (ps)", ylabel="mean-square displacement (Å²)")
+    if displacements["lags_ps"]:
+        right.set(xscale="log", yscale="log")
+        right.legend(fontsize=8)
     return figure

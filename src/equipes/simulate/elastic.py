@@ -6,6 +6,8 @@ elastic constants also where a little stress is left in the cell (D. C. Wallace,
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from equipes.simulate.crystals import point_group, symmetry_of, to_standard_axes
 from equipes.simulate.errors import SimulationError
 from equipes.simulate.evaluations import checked_start
 from equipes.simulate.packages import require
+from equipes.simulate.processes import processes_for, spread
 from equipes.simulate.relax import relax
 from equipes.simulate.results import Check, Progress, Provenance, plain, silent
 from equipes.simulate.store import Store
@@ -146,16 +149,15 @@ def elastic(
     invariant = invariant_tensors(point_group(crystal))
     modes = strain_modes(invariant)
     amplitudes = options.strain * np.array([-1.0, -0.5, 0.5, 1.0])
-    at_rest = _stress(crystal, calculator, np.zeros(6), options, store, "unstrained")
-    responses = np.zeros((2, len(modes), 6))  # of the whole and of half the strain
+    strains = {"unstrained": np.zeros(6)}
     for number, mode in enumerate(modes):
-        stresses = []
-        for amplitude in amplitudes:
-            name = f"strain {number} {amplitude:+.6f}"
-            stresses.append(_stress(crystal, calculator, amplitude * mode, options, store, name))
-            progress("strained cells", number * len(amplitudes) + len(stresses), len(modes) * len(amplitudes))
-        whole = (stresses[3] - stresses[0]) / (2 * options.strain)
-        half = (stresses[2] - stresses[1]) / options.strain
+        strains |= {f"strain {number} {amplitude:+.6f}": amplitude * mode for amplitude in amplitudes}
+    at_rest, *stresses = _stresses(crystal, calculator, strains, options, store, progress)
+    responses = np.zeros((2, len(modes), 6))  # of the whole and of half the strain
+    for number in range(len(modes)):
+        four = stresses[4 * number : 4 * number + 4]
+        whole = (four[3] - four[0]) / (2 * options.strain)
+        half = (four[2] - four[1]) / options.strain
         # The error of a central difference is quadratic in the strain, and this combination is without it.
         responses[0, number], responses[1, number] = (4 * half - whole) / 3, half
     tensor, at_half = (fit_tensor(modes, response, invariant) for response in responses)
@@ -239,39 +241,63 @@ def _unstrained(
     return relaxed
 
 
-def _stress(
+def _stresses(
     crystal: ase.Atoms,
     calculator: BaseCalculator,
-    strain: np.ndarray,
+    strains: Mapping[str, np.ndarray],
     options: ElasticOptions,
     store: Store,
+    progress: Progress,
+) -> list[np.ndarray]:
+    """Second Piola-Kirchhoff stresses (Voigt, GPa) under Lagrangian strains (Voigt, engineering shear), by name."""
+    known = {name: store.get(name) for name in strains}
+    missing = [name for name in strains if known[name] is None]
+    # A relaxation is some ten evaluations.
+    work = len(missing) * len(crystal) * (10 if options.relax_positions else 1)
+    processes = processes_for(calculator, work, len(missing))
+
+    def calculated(name: str, _: Callable[[Any], None]) -> np.ndarray:
+        return _cauchy_stress(crystal, calculator, _deformation(strains[name]), options, name)
+
+    results = []
+    with closing(spread(calculated, missing, processes)) as fresh:
+        for number, (name, found) in enumerate(known.items()):
+            cauchy = next(fresh) if found is None else found["stress"]
+            if found is None:
+                store.put(name, stress=cauchy)
+            deformation = _deformation(strains[name])
+            inverse = np.linalg.inv(deformation)
+            piola = np.linalg.det(deformation) * inverse @ cauchy @ inverse.T / units.GPa
+            results.append(np.array([piola[i, j] for i, j in _VOIGT]))
+            progress("strained cells", number, len(strains) - 1)
+    return results
+
+
+def _deformation(strain: np.ndarray) -> np.ndarray:
+    lagrangian = _symmetric(strain / np.array([1, 1, 1, 2, 2, 2]))
+    return np.real(sqrtm(np.eye(3) + 2 * lagrangian))
+
+
+def _cauchy_stress(
+    crystal: ase.Atoms,
+    calculator: BaseCalculator,
+    deformation: np.ndarray,
+    options: ElasticOptions,
     name: str,
 ) -> np.ndarray:
-    """Second Piola-Kirchhoff stress (Voigt, GPa) under a Lagrangian strain (Voigt, engineering shear)."""
-    lagrangian = _symmetric(strain / np.array([1, 1, 1, 2, 2, 2]))
-    deformation = np.real(sqrtm(np.eye(3) + 2 * lagrangian))
-    known = store.get(name)
-    if known is not None:
-        cauchy = known["stress"]
-    else:
-        strained = crystal.copy()
-        strained.set_cell(crystal.cell.array @ deformation, scale_atoms=True)
-        steps = 500 if options.relax_positions else 0
-        result = relax(strained, calculator, cell=False, fmax=options.fmax, steps=steps)
-        if options.relax_positions and not result.converged:
-            raise SimulationError(
-                f"{name}: the atoms did not relax to {options.fmax:g} eV/Å (reached"
-                f" {result.max_force_ev_per_ang:.3g}); raise --fmax, or take --dtype float64"
-            )
-        cauchy = result.atoms.get_stress(voigt=False)
-        if not np.isfinite(cauchy).all():
-            raise SimulationError(
-                f"{name}: the stress is not a finite number; train on structures like this one"
-            )
-        store.put(name, stress=cauchy)
-    inverse = np.linalg.inv(deformation)
-    piola = np.linalg.det(deformation) * inverse @ cauchy @ inverse.T / units.GPa
-    return np.array([piola[i, j] for i, j in _VOIGT])
+    strained = crystal.copy()
+    strained.set_cell(crystal.cell.array @ deformation, scale_atoms=True)
+    steps = 500 if options.relax_positions else 0
+    result = relax(strained, calculator, cell=False, fmax=options.fmax, steps=steps)
+    if options.relax_positions and not result.converged:
+        raise SimulationError(
+            f"{name}: the atoms did not relax to {options.fmax:g} eV/Å (reached"
+            f" {result.max_force_ev_per_ang:.3g}); raise --fmax, or take --dtype float64"
+        )
+    cauchy = result.atoms.get_stress(voigt=False)
+    if not np.isfinite(cauchy).all():
+        raise SimulationError(f"{name}: the stress is not a finite number; train on structures like this one")
+    return np.asarray(cauchy)
 
 
 def _result(

@@ -30,6 +30,7 @@ from ase.md.md import MolecularDynamics
 from ase.md.verlet import VelocityVerlet
 
 from equipes.errors import InputError
+from equipes.simulate.barostat import ShapeBarostat
 from equipes.simulate.nose_hoover import NoseHooverChain
 
 Ensemble = Literal["nve", "nvt", "npt"]
@@ -126,6 +127,7 @@ def integrator(
     thermostat_time: float,
     barostat_time: float,
     flexible_cell: bool,
+    flexible_lengths: bool = False,
     rng: np.random.Generator,
 ) -> MolecularDynamics:
     """The integrator of an ensemble; times in fs, temperature in K, pressure in GPa."""
@@ -149,18 +151,18 @@ def integrator(
         )
     if ensemble == "nvt-langevin":
         return LangevinBAOAB(atoms, dt, temperature_K=temperature, T_tau=thermostat_time * units.fs, rng=rng)
+    options: dict[str, Any] = {
+        "temperature_K": temperature,
+        "externalstress": -pressure * units.GPa,
+        "T_tau": thermostat_time * units.fs,
+        "P_tau": barostat_time * units.fs,
+        "rng": rng,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it announces that it chose the mass of the cell
-        return LangevinBAOAB(
-            atoms,
-            dt,
-            temperature_K=temperature,
-            externalstress=-pressure * units.GPa,
-            hydrostatic=not flexible_cell,
-            T_tau=thermostat_time * units.fs,
-            P_tau=barostat_time * units.fs,
-            rng=rng,
-        )
+        if flexible_cell or flexible_lengths:
+            return ShapeBarostat(atoms, dt, lengths_only=flexible_lengths, **options)
+        return LangevinBAOAB(atoms, dt, hydrostatic=True, **options)
 
 
 def set_target(dynamics: MolecularDynamics, temperature: float, pressure: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import ase
@@ -14,6 +15,7 @@ from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.models import Potential
 from equipes.simulate.errors import SimulationError
+from equipes.simulate.processes import processes_for, spread
 from equipes.simulate.results import Progress, silent
 from equipes.simulate.safety import check_finite
 from equipes.simulate.store import Store
@@ -40,8 +42,8 @@ def evaluate(
 ) -> list[Evaluation]:
     """Energy and forces of each structure, in order.
 
-    Small ones go in batches where the calculator is a potential of ours that runs exactly; one that was frozen for
-    speed has no calls worth sharing.
+    Small ones go in batches where the calculator is a potential of ours that runs exactly; with one that was frozen for
+    speed they are spread over processes (see `processes_for`).
 
     Args:
         structures: any; not changed. Constraints are not applied.
@@ -55,23 +57,37 @@ def evaluate(
         SimulationError: an energy or force that is not a number, naming the structure.
     """
     store = Store() if store is None else store
+    batches, numbers = list(_batches(structures, calculator)), 0
+    labels: list[list[str]] = []
+    for batch in batches:
+        labels.append([f"{name} {number}" for number in range(numbers, numbers + len(batch))])
+        numbers += len(batch)
+    known = [[store.get(label) for label in inside] for inside in labels]
+    missing = [k for k, found in enumerate(known) if any(entry is None for entry in found)]
+    processes = processes_for(
+        calculator, sum(len(atoms) for k in missing for atoms in batches[k]), len(missing)
+    )
     results: list[Evaluation] = []
-    for batch in _batches(structures, calculator):
-        numbers = range(len(results), len(results) + len(batch))
-        known = [store.get(f"{name} {number}") for number in numbers]
-        if all(entry is not None for entry in known):
-            results += [Evaluation(float(entry["energy"]), entry["forces"]) for entry in known if entry]
-        else:
-            for number, atoms, result in zip(numbers, batch, _evaluated(batch, calculator), strict=True):
-                if not (np.isfinite(result.energy) and np.isfinite(result.forces).all()):
-                    raise SimulationError(
-                        f"{name} {number} ({atoms.get_chemical_formula()}): energy or forces are not finite numbers;"
-                        " train on structures like this one"
-                    )
-                store.put(f"{name} {number}", energy=result.energy, forces=result.forces)
-                results.append(result)
-        progress(name, len(results), len(structures))
+    with closing(spread(lambda k, _: _evaluated(batches[k], calculator), missing, processes)) as fresh:
+        for k, batch in enumerate(batches):
+            if k not in missing:
+                results += [
+                    Evaluation(float(entry["energy"]), entry["forces"]) for entry in known[k] if entry
+                ]
+            else:
+                for label, atoms, result in zip(labels[k], batch, next(fresh), strict=True):
+                    _check_result(result, f"{label} ({atoms.get_chemical_formula()})")
+                    store.put(label, energy=result.energy, forces=result.forces)
+                    results.append(result)
+            progress(name, len(results), len(structures))
     return results
+
+
+def _check_result(result: Evaluation, what: str) -> None:
+    if not (np.isfinite(result.energy) and np.isfinite(result.forces).all()):
+        raise SimulationError(
+            f"{what}: energy or forces are not finite numbers; train on structures like this one"
+        )
 
 
 def _batches(structures: Sequence[ase.Atoms], calculator: BaseCalculator) -> Iterator[list[ase.Atoms]]:

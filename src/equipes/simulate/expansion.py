@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from equipes.simulate.evaluations import checked_start
 from equipes.simulate.harmonic import PHONOPY, harmonic
 from equipes.simulate.packages import require
 from equipes.simulate.phonons import FORCE_LIMIT, relaxed_crystal, unit_and_supercell
+from equipes.simulate.processes import processes_for, spread
 from equipes.simulate.relax import relax
 from equipes.simulate.results import Check, Progress, Provenance, plain, silent
 from equipes.simulate.store import Store
@@ -96,6 +98,8 @@ class ExpansionResult:
         heat_capacity_j_per_k_per_mol: `[T]`, at constant pressure, per mole of primitive cells.
         gruneisen: `[T]`, thermal Grüneisen parameter.
         provenance: method, citations, convergence, warnings.
+        volume_error_ang3, expansion_error_per_k, bulk_modulus_error_gpa: `[T]`, standard errors, where they come from
+            molecular dynamics; None in the quasi-harmonic approximation, which samples nothing.
     """
 
     atoms: ase.Atoms
@@ -108,6 +112,9 @@ class ExpansionResult:
     heat_capacity_j_per_k_per_mol: np.ndarray
     gruneisen: np.ndarray
     provenance: Provenance
+    volume_error_ang3: np.ndarray | None = None
+    expansion_error_per_k: np.ndarray | None = None
+    bulk_modulus_error_gpa: np.ndarray | None = None
 
     def at(self, temperature: float) -> int:
         """The index of the temperature calculated nearest to `temperature`."""
@@ -116,6 +123,11 @@ class ExpansionResult:
     def linear_per_k(self, temperature: float) -> float:
         """The mean linear expansion coefficient, a third of that of the volume."""
         return float(self.expansion_per_k[self.at(temperature)]) / 3
+
+    def linear_error_per_k(self, temperature: float) -> float | None:
+        """Its standard error; None in the quasi-harmonic approximation."""
+        errors = self.expansion_error_per_k
+        return None if errors is None else float(errors[self.at(temperature)]) / 3
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
@@ -150,16 +162,35 @@ def expansion(
     crystal = relaxed_crystal(atoms, calculator, relax_first=options.relax, store=store, progress=progress)
     unit, supercell = unit_and_supercell(crystal, options.supercell, options.length)
     factors = np.linspace(options.smallest, options.largest, options.volumes)
+    names = [f"volume {number}" for number in range(len(factors))]
+    known = [store.get(name) for name in names]
+    missing = [number for number, found in enumerate(known) if found is None]
+    processes = processes_for(calculator, 20 * len(unit) * len(missing), len(missing))
+
+    def relaxed(number: int, _: Callable[[Any], None]) -> dict[str, np.ndarray]:
+        return _at_volume(unit, calculator, float(factors[number]), options)
+
     energies, harmonics = [], []
-    for number, factor in enumerate(factors):
-        progress("volumes", number, len(factors))
-        name = f"volume {number}"
-        scaled, energy = _at_volume(unit, calculator, float(factor), options, store, name)
-        phonon, _ = harmonic(
-            scaled, calculator, supercell, options.displacement, name=f"{name} displaced", store=store
-        )
-        energies.append(energy * len(phonon.primitive) / len(unit))
-        harmonics.append(phonon)
+    with closing(spread(relaxed, missing, processes)) as fresh:
+        for number, name in enumerate(names):
+            progress("volumes", number, len(factors))
+            entry = known[number]
+            if entry is None:
+                entry = next(fresh)
+                store.put(name, **entry)
+            scaled = unit.copy()
+            scaled.set_cell(entry["cell"])
+            scaled.set_positions(entry["positions"])
+            phonon, _ = harmonic(
+                symmetrized(scaled),
+                calculator,
+                supercell,
+                options.displacement,
+                name=f"{name} displaced",
+                store=store,
+            )
+            energies.append(float(entry["energy"]) * len(phonon.primitive) / len(unit))
+            harmonics.append(phonon)
     progress("volumes", len(factors), len(factors))
     return expansion_from_harmonics(harmonics, energies, options, unit)
 
@@ -258,39 +289,28 @@ def expansion_from_harmonics(
 
 
 def _at_volume(
-    unit: ase.Atoms,
-    calculator: BaseCalculator,
-    factor: float,
-    options: ExpansionOptions,
-    store: Store,
-    name: str,
-) -> tuple[ase.Atoms, float]:
+    unit: ase.Atoms, calculator: BaseCalculator, factor: float, options: ExpansionOptions
+) -> dict[str, np.ndarray]:
     """The unit cell at a volume, relaxed there, and its energy in eV."""
     scaled = unit.copy()
     scaled.set_cell(unit.cell.array * factor ** (1 / 3), scale_atoms=True)
-    known = store.get(name)
-    if known is None:
-        result = relax(
-            scaled,
-            calculator,
-            cell=options.relax,
-            constant_volume=options.relax,
-            fmax=FORCE_LIMIT,
-            smax=0.01,
-            steps=500 if options.relax else 0,
-            symmetry=True,
+    result = relax(
+        scaled,
+        calculator,
+        cell=options.relax,
+        constant_volume=options.relax,
+        fmax=FORCE_LIMIT,
+        smax=0.01,
+        steps=500 if options.relax else 0,
+        symmetry=True,
+    )
+    if options.relax and not result.converged:
+        raise SimulationError(
+            f"at {factor * unit.get_volume():.2f} Å³ the crystal did not relax (largest force"
+            f" {result.max_force_ev_per_ang:.2g} eV/Å); take --dtype float64, or other volumes"
         )
-        if options.relax and not result.converged:
-            raise SimulationError(
-                f"at {factor * unit.get_volume():.2f} Å³ the crystal did not relax (largest force"
-                f" {result.max_force_ev_per_ang:.2g} eV/Å); take --dtype float64, or other volumes"
-            )
-        known = {
-            "positions": result.atoms.positions,
-            "cell": result.atoms.cell.array,
-            "energy": np.array(result.energy_ev),
-        }
-        store.put(name, **known)
-    scaled.set_cell(known["cell"])
-    scaled.set_positions(known["positions"])
-    return symmetrized(scaled), float(known["energy"])
+    return {
+        "positions": result.atoms.positions,
+        "cell": result.atoms.cell.array,
+        "energy": np.array(result.energy_ev),
+    }

@@ -29,28 +29,38 @@ from equipes.simulate.ensembles import (
     thermal_momenta,
 )
 from equipes.simulate.errors import SimulationError
+from equipes.simulate.guards import Guard
 from equipes.simulate.interrupt import stop_at_signal
+from equipes.simulate.md_summary import SETTLING, observed, provenance, summarize
+from equipes.simulate.observables import Observables
 from equipes.simulate.records import Row
+from equipes.simulate.results import Provenance, plain
 from equipes.simulate.safety import Watch, check_finite
 from equipes.simulate.settings import MDSettings
-from equipes.simulate.statistics import drift, mean_with_error
 
-# The part at the start of a run that means leave out, while potential and kinetic energy come to terms.
-SETTLING = 0.2
+# Settings that say when a run ends, not what it is.
+_MAY_CHANGE = ("steps", "max_forces_std", "max_feature_distance", "uncertainty_interval")
 CHECKPOINT_SECONDS = 15.0
+# Of the time of a run, at most this part goes into writing what is known so far; a long table takes long to read.
+_SUMMARY_SHARE = 0.02
+_OBSERVED = "observed_"  # before the names of what was sampled, in a checkpoint
 
 
 @dataclass(frozen=True)
 class MDResult:
     """How a run ended: the summary that stands in md.json, the last structure with its velocities, and the directory.
 
-    `interrupted` says that a signal stopped it before the last step; it can be continued.
+    `interrupted` says that a signal stopped it before the last step; it can be continued. `uncertain` is the sentence
+    that says which atom the potential became unsure of, where that stopped it; uncertain.extxyz is that structure.
+    `provenance` is method, citations, convergence and warnings.
     """
 
     summary: dict[str, Any]
     atoms: ase.Atoms
     out: Path
     interrupted: bool
+    provenance: Provenance
+    uncertain: str | None = None
 
 
 def run_md(
@@ -68,9 +78,9 @@ def run_md(
     """Run molecular dynamics and write it to the directory `out`.
 
     It holds trajectory.extxyz (positions as they move, not wrapped into the cell; momenta, forces, energy), md.csv,
-    checkpoint.npz, and at the end final.extxyz and md.json. SIGINT and SIGTERM stop it after the step in hand, with a
-    checkpoint. A run that is continued is, bit for bit, the run that was never stopped, if the calculator gives the
-    same forces for the same structure.
+    checkpoint.npz, md.json with means, radial distributions and displacements so far, and at the end final.extxyz.
+    SIGINT and SIGTERM stop it after the step in hand, with a checkpoint. A run that is continued is, bit for bit, the
+    run that was never stopped, if the calculator gives the same forces for the same structure.
 
     Args:
         atoms: the structure to start from; not changed.
@@ -110,6 +120,8 @@ def run_md(
         else:
             thermal_momenta(atoms, settings.temperature or 0.0, settings.kind, rng)
     check_finite(atoms, f"step {facts['step']}")
+    guard = Guard(settings, calculator)
+    uncertain = guard.check(int(facts["step"]), atoms)
     run = _Run(atoms, settings, rng, arrays, facts, potential)
     if not resume:
         new_directory(out, overwrite=overwrite)
@@ -123,24 +135,32 @@ def run_md(
             run.checkpoint(recorder)
         saved = time.monotonic()
         try:
-            while run.step < settings.steps and not stop.is_set():
+            while run.step < settings.steps and not stop.is_set() and uncertain is None:
                 run.advance()
+                uncertain = guard.check(run.step, atoms)
                 if run.step % settings.interval == 0:
                     run.record(recorder)
                 if on_step is not None:
                     on_step(run.step, run.row)
                 if time.monotonic() - saved >= checkpoint_seconds:
                     run.checkpoint(recorder)
+                    run.tell(out)
                     saved = time.monotonic()
             run.checkpoint(recorder)
         except SimulationError as error:
             _write_structure(records.snapshot(atoms, results=False, step=run.step), out / records.FAILURE)
             _write_summary(run, out, stopped=str(error))
             raise
-        interrupted = run.step < settings.steps
-    _write_structure(records.snapshot(atoms, step=run.step, time_fs=run.time), out / records.FINAL)
-    summary = _write_summary(run, out, stopped="interrupted" if interrupted else None)
-    return MDResult(summary=summary, atoms=atoms, out=out, interrupted=interrupted)
+        interrupted = run.step < settings.steps and uncertain is None
+    last = records.snapshot(atoms, step=run.step, time_fs=run.time)
+    _write_structure(last, out / records.FINAL)
+    if uncertain is not None:
+        _write_structure(last, out / records.UNCERTAIN)
+    summary = _write_summary(run, out, stopped="interrupted" if interrupted else uncertain)
+    how = provenance(settings, records.read_table(out / records.TABLE), len(atoms))
+    return MDResult(
+        summary=summary, atoms=atoms, out=out, interrupted=interrupted, provenance=how, uncertain=uncertain
+    )
 
 
 class _Run:
@@ -172,10 +192,22 @@ class _Run:
             thermostat_time=settings.thermostat_time,
             barostat_time=settings.barostat_time,
             flexible_cell=settings.flexible_cell,
+            flexible_lengths=settings.flexible_lengths,
             rng=rng,
+        )
+        self.observables = Observables(
+            atoms, reach=settings.reach, first=int(np.ceil(SETTLING * settings.steps))
         )
         if arrays:
             restore_integrator(self.dynamics, settings.kind, arrays)
+            known = {
+                name.removeprefix(_OBSERVED): array
+                for name, array in arrays.items()
+                if name.startswith(_OBSERVED)
+            }
+            if known:  # checkpoints of earlier versions have none
+                self.observables.restore(known)
+        self.told, self.telling_took = self.started, 0.0
         self.periodic = bool(atoms.pbc.all() and atoms.cell.rank == 3)
         self.pressure_known = self.periodic and "stress" in atoms.calc.implemented_properties
         self.row = self._row()
@@ -216,7 +248,23 @@ class _Run:
     def record(self, recorder: records.Recorder) -> None:
         """Append this moment to table and trajectory."""
         self.row = self._row()
-        recorder.append(self.row, records.snapshot(self.atoms, step=self.step, time_fs=self.time))
+        try:
+            self.observables.sample(self.step, self.atoms)
+        except InputError as error:  # of atoms at the very same place
+            raise SimulationError(f"step {self.step}: {error}") from error
+        frame = None
+        if self.settings.trajectory:
+            frame = records.snapshot(self.atoms, step=self.step, time_fs=self.time)
+        recorder.append(self.row, frame)
+
+    def tell(self, out: Path) -> None:
+        """Write what is known so far, unless that would take too much of the time."""
+        now = time.monotonic()
+        if self.telling_took > _SUMMARY_SHARE * (now - self.told):
+            return
+        _write_summary(self, out, stopped="running")
+        self.told = time.monotonic()
+        self.telling_took = self.told - now
 
     def checkpoint(self, recorder: records.Recorder) -> None:
         """Make this moment one to continue from."""
@@ -227,6 +275,7 @@ class _Run:
             "positions": self.atoms.positions,
             "momenta": self.atoms.get_momenta(),
             **integrator_state(self.dynamics, self.settings.kind),
+            **{_OBSERVED + name: array for name, array in self.observables.state().items()},
         }
         recorder.checkpoint(
             arrays,
@@ -261,46 +310,26 @@ class _Run:
         )
 
 
-def summarize(rows: list[Row], n_atoms: int) -> dict[str, Any]:
-    """The physics of a run from its table.
-
-    Means and their errors (by blocking) leave out the first fifth of the rows; the drift is the slope of the conserved
-    energy over all of them, by least squares.
-    """
-    kept = rows[int(np.ceil(SETTLING * len(rows))) if len(rows) > 1 else 0 :]
-    temperature, temperature_error = mean_with_error([row.temperature_k for row in kept])
-    conserved = [row.conserved_energy_ev for row in rows if row.conserved_energy_ev is not None]
-    slope = drift([row.time_fs / 1000 for row in rows], conserved) if len(conserved) == len(rows) else None
-    summary = {
-        "mean_temperature_k": temperature,
-        "mean_temperature_k_error": temperature_error,
-        "mean_potential_energy_ev": mean_with_error([row.potential_energy_ev for row in kept])[0],
-        "means_from_fs": kept[0].time_fs if kept else None,
-        "energy_drift_mev_per_atom_per_ps": None if slope is None else 1000 * slope / n_atoms,
-    }
-    for name in ("volume_ang3", "pressure_gpa"):
-        values = [getattr(row, name) for row in kept]
-        if values and None not in values:
-            summary[f"mean_{name}"], summary[f"mean_{name}_error"] = mean_with_error(values)
-    return summary
-
-
 def _write_summary(run: _Run, out: Path, *, stopped: str | None) -> dict[str, Any]:
     elapsed = time.monotonic() - run.started
     done = run.step - run.first
+    settings, n_atoms = run.settings, len(run.atoms)
+    rows = records.read_table(out / records.TABLE)
     summary = {
-        "ensemble": run.settings.ensemble,
-        "n_atoms": len(run.atoms),
+        "ensemble": settings.ensemble,
+        "n_atoms": n_atoms,
         "degrees_of_freedom": run.degrees,
         "steps": run.step,
         "time_fs": run.time,
         "completed": stopped is None,
         "stopped": stopped,
-        **summarize(records.read_table(out / records.TABLE), len(run.atoms)),
+        **summarize(rows, n_atoms),
         "seconds": run.seconds + elapsed,
         "steps_per_second": done / elapsed if done else None,
         "potential": run.potential,
-        "settings": asdict(run.settings),
+        "settings": asdict(settings),
+        **observed(run.observables, settings.interval * settings.timestep),
+        "provenance": plain(provenance(settings, rows, n_atoms)),
     }
     with atomic_write(out / records.SUMMARY, overwrite=True) as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -333,7 +362,7 @@ def _same_run(settings: MDSettings, potential: str, facts: dict[str, Any], out: 
         )
     for name, value in {**asdict(settings), "potential": potential}.items():
         before = facts["potential"] if name == "potential" else stored[name]
-        if name != "steps" and value != before:
+        if name not in _MAY_CHANGE and value != before:
             raise InputError(
                 f"the run in {out} was started with {name} = {before}, not {value};"
                 " continue it with the same, or start another one elsewhere"

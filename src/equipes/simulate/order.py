@@ -11,6 +11,7 @@ import numpy as np
 from ase.neighborlist import neighbor_list
 
 from equipes.errors import InputError
+from equipes.graph import AtomGraph
 
 
 @dataclass(frozen=True)
@@ -51,36 +52,83 @@ def radial_distributions(
         raise InputError("radial distributions need frames that are periodic in all three directions")
     if not (0 < reach < 30 and bins >= 10):
         raise InputError(f"the reach must lie between 0 and 30 Å with at least 10 bins, not {reach}, {bins}")
-    edges = np.linspace(0, reach, bins + 1)
-    shells = 4 / 3 * np.pi * np.diff(edges**3)
-    symbols = sorted(set(frames[0].get_chemical_symbols()))
-    numbers = {symbol: ase.Atoms(symbol).numbers[0] for symbol in symbols}
-    counts = {pair: np.zeros(bins) for pair in combinations_with_replacement(symbols, 2)}
-    expected = {pair: np.zeros(bins) for pair in counts}
+    counts = PairCounts(frames[0].numbers, reach, bins)
     for atoms in frames:
-        first, second, lengths = neighbor_list("ijd", atoms, reach)
-        for (a, b), total in counts.items():
-            chosen = (atoms.numbers[first] == numbers[a]) & (atoms.numbers[second] == numbers[b])
-            total += np.histogram(lengths[chosen], edges)[0]
-            n_a, n_b = (int((atoms.numbers == numbers[symbol]).sum()) for symbol in (a, b))
-            expected[a, b] += n_a * (n_b - (a == b)) / atoms.get_volume() * shells
-    results = []
-    middles = (edges[1:] + edges[:-1]) / 2
-    for (a, b), total in counts.items():
-        values = np.divide(total, expected[a, b], out=np.zeros(bins), where=expected[a, b] > 0)
-        around = sum(int((atoms.numbers == numbers[a]).sum()) for atoms in frames)
-        peak, minimum = _first_shell(values)
-        results.append(
-            RadialDistribution(
-                pair=(a, b),
-                distances_ang=middles,
-                values=values,
-                running=np.cumsum(total) / around,
-                peak_ang=float(middles[peak]),
-                minimum_ang=float(middles[minimum]),
+        counts.add(atoms)
+    return counts.distributions()
+
+
+class PairCounts:
+    """Pairs of elements by distance, added up over frames.
+
+    Args:
+        numbers: `[N]`, atomic numbers.
+        reach: Å.
+        bins: how many.
+    """
+
+    def __init__(self, numbers: np.ndarray, reach: float, bins: int) -> None:
+        self.reach = reach
+        self.edges = np.linspace(0, reach, bins + 1)
+        elements, self.kinds = np.unique(numbers, return_inverse=True)
+        symbols = ase.Atoms(numbers=elements).get_chemical_symbols()
+        order = np.argsort(symbols)  # pairs are named in alphabetical order
+        rank = np.empty(len(order), dtype=int)
+        rank[order] = np.arange(len(order))
+        self.kinds = rank[self.kinds]
+        self.symbols = [symbols[k] for k in order]
+        self.sizes = np.bincount(self.kinds)
+        self.frames = 0
+        self.counts = np.zeros((len(order), len(order), bins), dtype=np.int64)
+        self.inverse_volume = 0.0
+
+    def add(self, atoms: ase.Atoms) -> None:
+        """Count the pairs of one frame, periodic images included."""
+        graph = AtomGraph.from_atoms(atoms, self.reach)
+        lengths = graph.edge_vectors().norm(dim=1).numpy()
+        first, second = self.kinds[graph.receiver.numpy()], self.kinds[graph.sender.numpy()]
+        bins = len(self.edges) - 1
+        place = np.minimum((lengths * (bins / self.reach)).astype(np.int64), bins - 1)
+        size = len(self.symbols)
+        flat = np.bincount((first * size + second) * bins + place, minlength=size * size * bins)
+        self.counts += flat.reshape(self.counts.shape)
+        self.frames += 1
+        self.inverse_volume += 1 / atoms.get_volume()
+
+    def distributions(self) -> list[RadialDistribution]:
+        """g(r) of every pair."""
+        shells = 4 / 3 * np.pi * np.diff(self.edges**3)
+        middles = (self.edges[1:] + self.edges[:-1]) / 2
+        results = []
+        for a, b in combinations_with_replacement(range(len(self.symbols)), 2):
+            total = self.counts[a, b].astype(float)
+            expected = self.sizes[a] * (self.sizes[b] - (a == b)) * self.inverse_volume * shells
+            values = np.divide(total, expected, out=np.zeros(len(total)), where=expected > 0)
+            peak, minimum = _first_shell(values)
+            results.append(
+                RadialDistribution(
+                    pair=(self.symbols[a], self.symbols[b]),
+                    distances_ang=middles,
+                    values=values,
+                    running=np.cumsum(total) / (self.sizes[a] * self.frames),
+                    peak_ang=float(middles[peak]),
+                    minimum_ang=float(middles[minimum]),
+                )
             )
-        )
-    return results
+        return results
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything to go on from, by name."""
+        return {
+            "pairs_frames": np.array(self.frames),
+            "pairs_counts": self.counts,
+            "pairs_inverse_volume": np.array(self.inverse_volume),
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Undo `state`."""
+        self.frames, self.counts = int(state["pairs_frames"]), state["pairs_counts"]
+        self.inverse_volume = float(state["pairs_inverse_volume"])
 
 
 def coordination_numbers(atoms: ase.Atoms, centre: str, around: str, cutoff: float) -> np.ndarray:

@@ -26,7 +26,12 @@ SUMMARY = "md.json"
 FINAL = "final.extxyz"
 FAILURE = "failure.extxyz"
 PLOT = "md.png"
+OBSERVED_PLOT = "order.png"
+PAGE = "report.html"
+UNCERTAIN = "uncertain.extxyz"
 
+# What calculators say of each atom beyond its force; see `equipes.Committee` and `equipes.Calculator`.
+PER_ATOM = ("forces_std", "feature_distance")
 _FORMAT = 1
 _DIGITS = {"step": "d", "time_fs": ".10g", "temperature_k": ".4f", "pressure_gpa": ".6f"}
 
@@ -77,7 +82,7 @@ def read_table(path: Path) -> list[Row]:
 def snapshot(atoms: ase.Atoms, *, results: bool = True, **info: float) -> ase.Atoms:
     """A copy with positions, cell and momenta, and nothing else that came with the user's structure.
 
-    With `results` it carries energy and forces too.
+    With `results` it carries energy and forces too, and what the calculator says of their uncertainty.
     """
     frame = ase.Atoms(
         numbers=atoms.numbers,
@@ -92,6 +97,9 @@ def snapshot(atoms: ase.Atoms, *, results: bool = True, **info: float) -> ase.At
     if results:
         energy, forces = atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)
         frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
+        for name in PER_ATOM:
+            if name in getattr(atoms.calc, "results", {}):
+                frame.set_array(name, np.array(atoms.calc.results[name]))
     return frame
 
 
@@ -124,13 +132,14 @@ class Recorder:
         self._table.close()
         self._trajectory.close()
 
-    def append(self, row: Row, frame: ase.Atoms) -> None:
-        """Add a row and a frame; raises `InputError` on a full disk."""
+    def append(self, row: Row, frame: ase.Atoms | None) -> None:
+        """Add a row, and a frame if there is one; raises `InputError` on a full disk."""
         with writing_to(self.out):
             self._table.write(
                 (row.header() if self._table.tell() == 0 else "").encode() + row.line().encode()
             )
-            self._trajectory.write(frame_text(frame))
+            if frame is not None:
+                self._trajectory.write(frame_text(frame))
             self._table.flush()
             self._trajectory.flush()
 
@@ -175,7 +184,10 @@ def read_checkpoint(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def remove_old_records(out: Path) -> None:
     """Delete what an earlier run left, so that nothing of it is taken for the new one's."""
-    for name in (TRAJECTORY, TABLE, CHECKPOINT, SUMMARY, FINAL, FAILURE, PLOT):
+    names = (
+        TRAJECTORY, TABLE, CHECKPOINT, SUMMARY, FINAL, FAILURE, PLOT, OBSERVED_PLOT, PAGE, UNCERTAIN,
+    )  # fmt: skip
+    for name in names:
         (out / name).unlink(missing_ok=True)
 
 

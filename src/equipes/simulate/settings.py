@@ -25,13 +25,19 @@ class MDSettings:
         pressure: GPa, in npt.
         pressure_end: GPa; likewise.
         seed: of the first velocities and of the thermostat.
-        interval: steps between two rows of the table, and two frames of the trajectory.
+        interval: steps between two rows of the table, two frames of the trajectory, and two samples of radial
+            distributions and displacements.
         keep_velocities: start with the velocities of the structure instead of random ones.
         thermostat: in nvt: bussi (velocity rescaling), nose-hoover (a chain of three) or langevin.
         thermostat_time: relaxation time of the temperature in fs.
         barostat_time: relaxation time of the volume in fs.
         flexible_cell: in npt, let the shape of the cell change too, not only its volume.
+        flexible_lengths: in npt, let the three lengths of an orthorhombic cell change, each by itself, and keep its
+            angles.
         closest_fraction: stop when two atoms come closer than this fraction of the sum of their covalent radii.
+        max_forces_std: eV/Å; stop when the forces of a committee on an atom scatter by more.
+        max_feature_distance: stop when an atom is farther than this from what the potential was trained on.
+        uncertainty_interval: steps between two looks at feature distances.
     """
 
     ensemble: Ensemble
@@ -49,6 +55,12 @@ class MDSettings:
     thermostat: Thermostat = "bussi"
     temperature_end: float | None = None
     pressure_end: float | None = None
+    flexible_lengths: bool = False
+    trajectory: bool = True
+    reach: float = 6.0
+    max_forces_std: float | None = None
+    max_feature_distance: float | None = None
+    uncertainty_interval: int = 10
 
     @property
     def kind(self) -> Kind:
@@ -96,6 +108,10 @@ class MDSettings:
             raise InputError(
                 f"steps must be 0 or more and interval 1 or more, not {self.steps} and {self.interval}"
             )
+        if not 0 <= self.reach < 30:
+            raise InputError(
+                f"the reach of radial distributions must lie between 0 and 30 Å, not {self.reach}"
+            )
         if self.temperature is not None and not (np.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"the temperature must be 0 K or more, not {self.temperature}")
         if self.ensemble != "nve" and not self.temperature:
@@ -113,7 +129,21 @@ class MDSettings:
                 raise InputError("npt needs a structure that is periodic in all three directions; use nvt")
             if atoms.constraints:
                 raise InputError("npt cannot hold atoms fixed; remove the constraints or use nvt")
-        elif self.pressure != 0.0 or self.flexible_cell:
+            self._check_shape(atoms)
+        elif self.pressure != 0.0 or self.flexible_cell or self.flexible_lengths:
             raise InputError(
-                f"{self.ensemble} keeps the cell as it is: pressure and flexible_cell belong to npt"
+                f"{self.ensemble} keeps the cell as it is: pressure, flexible_cell and flexible_lengths belong to npt"
+            )
+
+    def _check_shape(self, atoms: ase.Atoms) -> None:
+        if self.flexible_cell and self.flexible_lengths:
+            raise InputError(
+                "either the whole shape of the cell changes or its lengths alone; give flexible_cell or"
+                " flexible_lengths"
+            )
+        cell = atoms.cell.array
+        if self.flexible_lengths and np.abs(cell - np.diag(np.diag(cell))).max() > 1e-6 * np.abs(cell).max():
+            raise InputError(
+                "flexible_lengths needs an orthorhombic cell with its vectors along x, y and z; make one, or give"
+                " flexible_cell"
             )
