@@ -153,8 +153,8 @@ def _check_norms(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None
         if name.endswith(".norm_const"):
             found = tensor.double().flatten()
             if (
-                len(found) not in (1, len(expected))
-                and len(expected) != 1
+                (len(found) not in (1, len(expected))
+                and len(expected) != 1)
                 or not torch.allclose(found, expected.expand(max(len(found), len(expected))), rtol=1e-5)
             ):
                 raise InputError(f"its model and its {CONFIG} disagree about avg_num_neighbors")
