@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,8 @@ from equipes.cli.inputs import members
 if TYPE_CHECKING:
     import ase
     from rich.progress import Progress
+
+    from equipes.simulate.records import Row
 
 StructurePath = Annotated[
     Path, typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads: extended XYZ, CIF, POSCAR, …")
@@ -41,11 +44,27 @@ Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the ne
 
 
 def start(
-    model: Path, modal: str | None, structure: Path, frame: int, device: str, dtype: Precision, *, exact: bool
+    model: Path,
+    modal: str | None,
+    structure: Path,
+    frame: int,
+    device: str,
+    dtype: Precision,
+    *,
+    exact: bool,
+    d3: str | None = None,
 ) -> tuple[ase.Atoms, Any]:
-    """The structure, and the model or the committee of models as a calculator."""
-    from equipes.calculators import Calculator, Committee
+    """The structure, and the model or the committee of models, with dispersion or without, as a calculator."""
+    from equipes.calculators import Calculator, Committee, WithDispersion
+    from equipes.calculators.dispersion import warning_about
+    from equipes.foundation.registry import published
     from equipes.simulate.structures import read_structure
+
+    if d3 is not None:
+        for path in members(model):
+            sentence = warning_about(d3, published(str(path)))
+            if sentence is not None:
+                typer.echo(f"Warning: {sentence}", err=True)
 
     atoms = read_structure(structure, frame)
     models = members(model)
@@ -59,8 +78,9 @@ def start(
         calculator = Calculator(
             model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
         )
+    whole = calculator if d3 is None else WithDispersion(calculator, d3)
     _freeze(calculator, atoms)
-    return atoms, calculator
+    return atoms, whole
 
 
 def _freeze(calculator: Any, atoms: ase.Atoms) -> None:
@@ -118,14 +138,17 @@ def write_structures(path: Path | None, structures: ase.Atoms | list[ase.Atoms],
         write(temporary, structures)
 
 
-def fingerprint(model: Path, modal: str | None, dtype: Precision, *, exact: bool) -> str:
+def fingerprint(
+    model: Path, modal: str | None, dtype: Precision, *, exact: bool, d3: str | None = None
+) -> str:
     """Tells one model from another in a checkpoint, wherever its file lies."""
     from equipes.foundation import locate
 
     hashes = [hashlib.sha256(locate(path).read_bytes()).hexdigest()[:16] for path in members(model)]
     name = f"sha256:{' + '.join(hashes)} in {dtype.value}"
     name = f"{name}, exact" if exact else name
-    return name if modal is None else f"{name} for {modal}"
+    name = name if modal is None else f"{name} for {modal}"
+    return name if d3 is None else f"{name} with D3(BJ) of {d3}"
 
 
 @contextmanager
@@ -152,3 +175,24 @@ def progress_bar() -> Iterator[Progress]:
         *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
     ) as progress:
         yield progress
+
+
+def follow_runs(line: Progress, steps: int, runs: int) -> Callable[[float, int, Row], None]:
+    """Shows how far runs at several temperatures are, also where they go on side by side."""
+    task = line.add_task("preparing", total=steps * runs)
+    done: dict[float, int] = {}
+    began: tuple[int, float] | None = None
+
+    def follow(kelvin: float, step: int, row: Row) -> None:
+        nonlocal began
+        done[kelvin] = step
+        total = sum(done.values())
+        began = began or (total, time.monotonic())
+        speed = (total - began[0]) / max(time.monotonic() - began[1], 1e-9)
+        line.update(
+            task,
+            completed=total,
+            description=f"{kelvin:g} K (now {row.temperature_k:.0f} K), {speed:.4g} steps/s",
+        )
+
+    return follow

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
 from equipes.cli.output import JsonPath, Overwrite, check_json_path
 from equipes.cli.running import (
     Device,
@@ -19,6 +18,7 @@ from equipes.cli.running import (
     Precision,
     StructurePath,
     fingerprint,
+    follow_runs,
     progress_bar,
     start,
     stopping,
@@ -29,7 +29,6 @@ from equipes.errors import InputError
 if TYPE_CHECKING:
     from equipes.simulate.diffusion import ArrheniusResult, DiffusionResult
     from equipes.simulate.neb import NEBResult
-    from equipes.simulate.records import Row
 
 Mobile = Annotated[str, typer.Option("--mobile", help="Symbol of the element that diffuses, such as Li.")]
 Charge = Annotated[float, typer.Option("--charge", help="Of its ions, in elementary charges.")]
@@ -68,6 +67,7 @@ def diffusion(
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -94,23 +94,10 @@ def diffusion(
         seed=seed,
     )
     options.check()
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     where = out or Path(f"{structure.stem}_diffusion")
     with progress_bar() as line, stopping():
-        task = line.add_task("preparing", total=steps * len(options.temperatures))
-        began: tuple[int, float] | None = None
-
-        def follow(kelvin: float, step: int, row: Row) -> None:
-            nonlocal began
-            done = options.temperatures.index(kelvin) * steps + step
-            began = began or (done, time.monotonic())
-            speed = (done - began[0]) / max(time.monotonic() - began[1], 1e-9)
-            line.update(
-                task,
-                completed=done,
-                description=f"{kelvin:g} K (now {row.temperature_k:.0f} K), {speed:.4g} steps/s",
-            )
-
+        follow = follow_runs(line, steps, len(options.temperatures))
         result = calculate(
             atoms,
             calculator,
@@ -118,7 +105,7 @@ def diffusion(
             where,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact),
+            potential=fingerprint(model, modal, dtype, exact=exact, d3=d3),
             on_step=follow,
         )
     if result.interrupted:
@@ -212,6 +199,7 @@ def neb(
     ] = False,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -234,6 +222,7 @@ def neb(
         options,
         model=model,
         modal=modal,
+        d3=d3,
         exact=exact,
         structure=initial,
         frame=frame,
