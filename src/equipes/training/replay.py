@@ -25,7 +25,6 @@ _FAMILIES = (
 _NOBLE_GASES = ("He", "Ne", "Ar", "Kr", "Xe", "Rn")
 _FEWEST_ATOMS, _MOST_ATOMS = 4, 12
 _RATTLE, _STRAIN, _DILATION = 0.05, 0.015, 0.03  # Å, and parts of one
-_NOBLE_GASES = ("He", "Ne", "Ar", "Kr", "Xe", "Rn")
 
 
 def replayed(species: Collection[str], number: int, seed: int) -> list[ase.Atoms]:
