@@ -82,7 +82,7 @@ def test_only_packages_are_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.nequip.pt2", "model.nequip.pth"])
 def test_compiled_models_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(PACKAGE.read_bytes())
-    with pytest.raises(InputError, match="would have to be run to be read; convert the package"):
+    with pytest.raises(InputError, match="would have to be run; convert the package"):
         read_checkpoint(tmp_path / name)
 
 

@@ -54,7 +54,7 @@ def refuse_compiled(path: Path) -> None:
     """Raises `InputError` for what `nequip-compile` makes: machine code, whose weights only running it would give."""
     if path.name.lower().endswith(_COMPILED):
         raise InputError(
-            f"{path}: a model compiled by nequip-compile is a program that would have to be run to be read; convert the "
+            f"{path}: a model compiled by nequip-compile is a program that would have to be run; convert the "
             "package that it was compiled from (*.nequip.zip)"
         )
 
@@ -85,7 +85,7 @@ def read_package(path: str | os.PathLike[str]) -> Potential:
 
 
 def _yaml(text: str, name: str) -> dict[str, Any]:
-    """A plain YAML mapping. References inside it are refused: a few lines of them can stand for more than any memory."""
+    """A plain YAML mapping, without references inside it: a few lines of them can stand for more than any memory."""
     try:
         if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text)):
             raise InputError(
@@ -112,8 +112,8 @@ def _model_config(config: Mapping[str, Any]) -> dict[str, Any]:
         model = _OF_PRESETS | _PRESETS[preset] | given
     elif builder not in _BUILDERS:
         raise InputError(
-            f"its model is made by '{str(builder)[:80]}', of which only the package's own code knows what it is; equipes "
-            "reads models made by nequip.model.NequIPGNNModel"
+            f"its model is made by '{str(builder)[:80]}', of which only the package's own code knows what it is; "
+            "equipes reads models made by nequip.model.NequIPGNNModel"
         )
     if any("${" in str(value) for value in model.values()):
         raise InputError(f"its {CONFIG} has values that are not resolved (${{…}}); package the model anew")
@@ -152,9 +152,6 @@ def _check_norms(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None
     for name, tensor in state.items():
         if name.endswith(".norm_const"):
             found = tensor.double().flatten()
-            if (
-                len(found) not in (1, len(expected))
-                and len(expected) != 1
-                or not torch.allclose(found, expected.expand(max(len(found), len(expected))), rtol=1e-5)
-            ):
+            sizes = {len(found), len(expected)} - {1}
+            if len(sizes) > 1 or not torch.allclose(found, expected.expand(max(sizes, default=1)), rtol=1e-5):
                 raise InputError(f"its model and its {CONFIG} disagree about avg_num_neighbors")
