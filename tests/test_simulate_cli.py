@@ -77,15 +77,12 @@ def test_relax_says_that_the_cell_relaxes_and_writes(
 
 
 def test_targets_are_looked_at_before_the_work(here: Path, capsys: pytest.CaptureFixture) -> None:
-    Path("there.png").touch()
     Path("there.extxyz").touch()
     for command, option in (
         ("relax", "--out"),
         ("relax", "--trajectory"),
-        ("eos", "--out"),
-        ("eos", "--plot"),
     ):
-        name = "there.png" if option == "--plot" else "there.extxyz"
+        name = "there.extxyz"
         assert equipes_command(command, "absent.safetensors", "absent.cif", option, name) == 2
         assert f"{name} exists" in capsys.readouterr().err
 
@@ -160,21 +157,26 @@ def test_md_that_breaks_is_status_1(here: Path, model: Path, capsys: pytest.Capt
     assert not Path("run").exists()
 
 
-def test_eos_prints_constants(here: Path, emt: None, capsys: pytest.CaptureFixture) -> None:
-    status = equipes_command(
-        "eos", "any", "copper.extxyz", "--json", "eos.json", "--plot", "eos.png", "--out", "best.extxyz"
-    )
+def test_eos_prints_constants(
+    here: Path, emt: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("equipes.cli.workflow.fingerprint", lambda *_, **__: "any")
+    assert equipes_command("eos", "any", "copper.extxyz", "--json", "eos.json") == 0
     shown = capsys.readouterr().out
-    assert status == 0
     assert "FCC a = 3.5" in shown
     assert "GPa" in shown
+    assert "Birch" in shown
+    assert "the Vinet equation of state: the bulk modulus changes by" in shown
     summary = json.loads(Path("eos.json").read_text())
     assert summary["lattice_constants"]["a"] == pytest.approx(3.59, abs=0.002)
     assert summary["bulk_modulus_gpa"] == pytest.approx(134, abs=2)
-    assert ase.io.read("best.extxyz").get_volume() == pytest.approx(summary["volume_ang3"])
-    assert Path("eos.png").stat().st_size > 1000
-    assert equipes_command("eos", "any", "copper.extxyz", "--plot", "eos.png") == 2
-    assert "eos.png exists" in capsys.readouterr().err
+    best = ase.io.read("copper_eos/structure.extxyz")
+    assert best.get_volume() == pytest.approx(summary["volume_ang3"])
+    assert Path("copper_eos/eos.png").stat().st_size > 1000
+    assert "3Dmol" in Path("copper_eos/report.html").read_text()
+    assert equipes_command("eos", "any", "copper.extxyz") == 2
+    assert "copper_eos exists" in capsys.readouterr().err
+    assert equipes_command("eos", "any", "copper.extxyz", "--resume") == 0
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,6 @@ def test_eos_prints_constants(here: Path, emt: None, capsys: pytest.CaptureFixtu
             "relaxed.foo: .foo is no format that ASE writes",
         ),
         (["eos", "MODEL", "water.extxyz"], "needs a crystal"),
-        (["eos", "MODEL", "copper.extxyz", "--plot", "nowhere/eos.png"], "nowhere"),
         ([*MD, "water.extxyz", "--ensemble", "nvt"], "needs a temperature"),
         ([*MD, "water.extxyz", "--ensemble", "nvx"], "nvx"),
         ([*MD, "water.extxyz", "--ensemble", "nve", "--resume"], "run has no checkpoint.npz"),

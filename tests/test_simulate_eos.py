@@ -16,7 +16,7 @@ from ase.eos import birchmurnaghan
 
 from equipes import InputError
 from equipes.report.equation_of_state import equation_of_state_plot
-from equipes.simulate import SimulationError, equation_of_state, relax
+from equipes.simulate import SimulationError, Store, equation_of_state, relax
 
 
 class OfVolume(Calculator):
@@ -111,3 +111,20 @@ def test_no_minimum_is_told(function) -> None:
 def test_bad_input(atoms: ase.Atoms, options: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         equation_of_state(atoms, EMT(), **options)
+
+
+def test_a_stopped_one_goes_on(tmp_path: Path) -> None:
+    whole = equation_of_state(bulk("Cu", a=3.5), EMT(), points=7)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if total == 7 and done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Store(tmp_path / "done.npz") as store:
+        equation_of_state(bulk("Cu", a=3.5), EMT(), points=7, store=store, progress=stop)
+    with Store(tmp_path / "done.npz", resume=True) as store:
+        result = equation_of_state(bulk("Cu", a=3.5), EMT(), points=7, store=store)
+        assert store.reused >= 7
+    assert result.energy_ev == whole.energy_ev
+    assert result.bulk_modulus_gpa == whole.bulk_modulus_gpa
+    assert result.provenance.converged

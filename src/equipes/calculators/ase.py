@@ -124,6 +124,7 @@ class Calculator(AseCalculator):
         if feature_distance:
             self._refuse_unfamiliar()
         self._types: tuple[NeighborList, np.ndarray] | None = None
+        self._prepared_for: bytes | None = None
         reach = self.potential or self.frozen
         assert reach is not None
         self._neighbors = SkinnedNeighbors(reach.cutoff, skin)
@@ -162,21 +163,19 @@ class Calculator(AseCalculator):
     def check_state(self, atoms: ase.Atoms, tol: float = 0.0) -> list[str]:
         """What changed since the last calculation, of what the potential sees.
 
-        Compared exactly; ASE's own comparison takes as long as finding the neighbours of a small molecule.
+        Compared bit for bit; ASE's own comparison takes as long as finding the neighbours of a small molecule, and it
+        is made several times in a step of dynamics.
         """
         last = self.atoms
         if last is None or len(last) != len(atoms):
             return list(all_changes)
-        changed = [
-            name
-            for name in ("positions", "numbers")
-            if not np.array_equal(getattr(last, name), getattr(atoms, name))
-        ]
-        if not np.array_equal(last.cell.array, atoms.cell.array):
-            changed.append("cell")
-        if not np.array_equal(last.pbc, atoms.pbc):
-            changed.append("pbc")
-        return changed
+        pairs = {
+            "positions": (last.positions, atoms.positions),
+            "numbers": (last.numbers, atoms.numbers),
+            "cell": (last.cell.array, atoms.cell.array),
+            "pbc": (last.pbc, atoms.pbc),
+        }
+        return [name for name, (one, two) in pairs.items() if one.tobytes() != two.tobytes()]
 
     def calculate(
         self,
@@ -196,7 +195,13 @@ class Calculator(AseCalculator):
                 "the structure has no stress, because its cell has no volume; set three lattice vectors"
             )
         stress = has_volume and (periodic or "stress" in properties)
-        if self.freeze_for(set(structure.symbols)) is not None:
+        numbers = structure.numbers.tobytes()
+        if (
+            numbers != self._prepared_for
+        ):  # looking at every symbol takes as long as a small molecule's forces
+            self.freeze_for(set(structure.symbols))
+            self._prepared_for = numbers
+        if self.frozen is not None:
             self._calculate_frozen(structure, stress=stress)
         else:
             self._calculate_exactly(structure, stress=stress)

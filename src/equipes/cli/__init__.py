@@ -17,7 +17,9 @@ import equipes
 from equipes.cli import (
     benchmark,
     data,
+    distill,
     evaluate,
+    expansion,
     familiarize,
     glass,
     heat,
@@ -76,10 +78,12 @@ def _root(
 
 for module in (
     train,
+    distill,
     evaluate,
     familiarize,
     simulate,
     lattice,
+    expansion,
     heat,
     transport,
     glass,

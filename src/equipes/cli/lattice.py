@@ -1,4 +1,4 @@
-"""`equipes elastic`, `phonons` and `expansion`: properties of crystals."""
+"""`equipes eos`, `elastic` and `phonons`: properties of crystals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, work
 
 if TYPE_CHECKING:
     from equipes.simulate.elastic import ElasticResult
-    from equipes.simulate.expansion import ExpansionResult
+    from equipes.simulate.eos import EquationOfStateResult
     from equipes.simulate.phonons import PhononResult
 
 RelaxFirst = Annotated[
@@ -39,9 +39,65 @@ Length = Annotated[float, typer.Option("--length", help="Å between faces of the
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
+    app.command()(eos)
     app.command()(elastic)
     app.command()(phonons)
-    app.command()(expansion)
+
+
+def eos(
+    model: ModelPath,
+    structure: StructurePath,
+    out: OutDirectory = None,
+    volume_range: Annotated[
+        float, typer.Option("--range", help="Fraction of the volume to either side.")
+    ] = 0.08,
+    points: Annotated[int, typer.Option(help="Number of volumes.")] = 11,
+    relax_positions: Annotated[
+        bool, typer.Option("--relax/--no-relax", help="Relax the atoms at every volume.")
+    ] = True,
+    resume: Resume = False,
+    modal: ModalOption = None,
+    d3: Dispersion = None,
+    exact: Exact = False,
+    frame: FrameNumber = 0,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float64,
+    json: JsonPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Lattice constant and bulk modulus of a crystal, from its energy over the volume (Birch-Murnaghan)."""
+    from equipes.simulate.eos import EquationOfStateOptions, equation_of_state
+
+    options = EquationOfStateOptions(volume_range, points, relax_positions)
+    with workflow(
+        "eos",
+        options,
+        model=model,
+        modal=modal,
+        d3=d3,
+        exact=exact,
+        structure=structure,
+        frame=frame,
+        device=device,
+        dtype=dtype,
+        out=out,
+        json=json,
+        resume=resume,
+        overwrite=overwrite,
+    ) as run:
+        result = equation_of_state(
+            run.atoms,
+            run.calculator,
+            volume_range=volume_range,
+            points=points,
+            relax_positions=relax_positions,
+            store=run.store,
+            progress=run.progress,
+        )
+        from equipes.report.equation_of_state import equation_of_state_plot
+
+        figures = {"eos.png": ("energy over the volume", lambda: equation_of_state_plot(result))}
+        run.finish(result, eos_rows(result), figures=figures, structures=[result.atoms])
 
 
 def elastic(
@@ -161,63 +217,19 @@ def phonons(
         run.finish(result, phonon_rows(result), figures=figures, structures=[result.atoms])
 
 
-def expansion(
-    model: ModelPath,
-    structure: StructurePath,
-    out: OutDirectory = None,
-    supercell: Supercell = None,
-    length: Length = 8.0,
-    displacement: Annotated[float, typer.Option(help="Å.")] = 0.01,
-    volumes: Annotated[int, typer.Option(help="How many.")] = 9,
-    smallest: Annotated[float, typer.Option(help="Volume, over that of lowest energy.")] = 0.97,
-    largest: Annotated[float, typer.Option(help="Volume, over that of lowest energy.")] = 1.07,
-    max_temperature: Annotated[float, typer.Option(help="K.")] = 800.0,
-    relax: RelaxFirst = True,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float64,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Thermal expansion and bulk modulus of a crystal against temperature, quasi-harmonic."""
-    from equipes.simulate.expansion import ExpansionOptions
-    from equipes.simulate.expansion import expansion as calculate
-
-    options = ExpansionOptions(
-        supercell=supercell,
-        length=length,
-        displacement=displacement,
-        volumes=volumes,
-        smallest=smallest,
-        largest=largest,
-        highest=max_temperature,
-        relax=relax,
+def eos_rows(result: EquationOfStateResult) -> Iterator[tuple[str, object]]:
+    """The numbers of an equation of state, for people."""
+    constants = (
+        f"{name} = {value:.4f} Å" if len(name) == 1 else f"{name} = {value:.2f}°"
+        for name, value in result.lattice_constants.items()
     )
-    with workflow(
-        "expansion",
-        options,
-        model=model,
-        modal=modal,
-        d3=d3,
-        exact=exact,
-        structure=structure,
-        frame=frame,
-        device=device,
-        dtype=dtype,
-        out=out,
-        json=json,
-        resume=resume,
-        overwrite=overwrite,
-    ) as run:
-        result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
-        from equipes.report.crystals import expansion_plot
-
-        figures = {"expansion.png": ("properties over temperature", lambda: expansion_plot(result))}
-        run.finish(result, expansion_rows(result), figures=figures, structures=[result.atoms])
+    atoms = len(result.atoms)
+    yield "lattice", f"{result.lattice} {', '.join(constants)}"
+    yield "volume", f"{result.volume_ang3 / atoms:.4f} Å³/atom"
+    yield "energy", f"{result.energy_ev / atoms:.6f} eV/atom"
+    yield "bulk modulus", f"{result.bulk_modulus_gpa:.2f} GPa"
+    yield "its derivative B'", f"{result.bulk_modulus_derivative:.2f}"
+    yield "fit", f"{result.fit_rms_mev_per_atom:.3g} meV/atom off, root mean square"
 
 
 def elastic_rows(result: ElasticResult) -> Iterator[tuple[str, object]]:
@@ -256,18 +268,4 @@ def phonon_rows(result: PhononResult) -> Iterator[tuple[str, object]]:
             f"heat capacity {thermal.heat_capacity_j_per_k_per_mol[at]:.3f} J/K,"
             f" entropy {thermal.entropy_j_per_k_per_mol[at]:.3f} J/K,"
             f" free energy {thermal.free_energy_kj_per_mol[at]:.3f} kJ per mole of {formula}",
-        )
-
-
-def expansion_rows(result: ExpansionResult) -> Iterator[tuple[str, object]]:
-    """The numbers of thermal expansion, for people."""
-    for temperature in (0.0, 100.0, 300.0, 500.0, 1000.0):
-        at = result.at(temperature)
-        if abs(result.temperatures_k[at] - temperature) > 5:
-            continue
-        yield (
-            f"at {result.temperatures_k[at]:.0f} K",
-            f"volume {result.volume_ang3[at]:.4f} Å³, linear expansion {1e6 * result.expansion_per_k[at] / 3:.3f}e-6/K,"
-            f" bulk modulus {result.bulk_modulus_gpa[at]:.2f} GPa,"
-            f" heat capacity {result.heat_capacity_j_per_k_per_mol[at]:.3f} J/K/mol",
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,8 @@ from equipes.cli.inputs import members
 if TYPE_CHECKING:
     import ase
     from rich.progress import Progress
+
+    from equipes.simulate.records import Row
 
 StructurePath = Annotated[
     Path, typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads: extended XYZ, CIF, POSCAR, …")
@@ -172,3 +175,24 @@ def progress_bar() -> Iterator[Progress]:
         *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
     ) as progress:
         yield progress
+
+
+def follow_runs(line: Progress, steps: int, runs: int) -> Callable[[float, int, Row], None]:
+    """Shows how far runs at several temperatures are, also where they go on side by side."""
+    task = line.add_task("preparing", total=steps * runs)
+    done: dict[float, int] = {}
+    began: tuple[int, float] | None = None
+
+    def follow(kelvin: float, step: int, row: Row) -> None:
+        nonlocal began
+        done[kelvin] = step
+        total = sum(done.values())
+        began = began or (total, time.monotonic())
+        speed = (total - began[0]) / max(time.monotonic() - began[1], 1e-9)
+        line.update(
+            task,
+            completed=total,
+            description=f"{kelvin:g} K (now {row.temperature_k:.0f} K), {speed:.4g} steps/s",
+        )
+
+    return follow

@@ -1,4 +1,4 @@
-"""`equipes relax`, `md` and `eos`: simulations with a trained potential."""
+"""`equipes relax` and `md`: simulations with a trained potential."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from equipes.cli.running import (
     stopping,
     write_structures,
 )
-from equipes.cli.simulate_tables import eos_lines, md_lines, relax_lines
+from equipes.cli.simulate_tables import md_lines, relax_lines
 from equipes.cli.workflow import print_result, write_dynamics_page
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(relax)
     app.command()(md)
-    app.command()(eos)
 
 
 def relax(
@@ -302,58 +301,6 @@ def md(
             f"Stopped after step {done} of {steps}; the same command with --resume continues.", err=True
         )
         raise typer.Exit(130)
-
-
-def eos(
-    model: ModelPath,
-    structure: StructurePath,
-    volume_range: Annotated[
-        float, typer.Option("--range", help="Fraction of the volume to either side.")
-    ] = 0.08,
-    points: Annotated[int, typer.Option(help="Number of volumes.")] = 11,
-    relax_positions: Annotated[
-        bool, typer.Option("--relax/--no-relax", help="Relax the atoms at every volume.")
-    ] = True,
-    plot: Annotated[Path | None, typer.Option(help="Draw the curve: *.png, *.svg, *.pdf.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the structure at the best volume.")] = None,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    exact: Exact = False,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Lattice constant and bulk modulus of a crystal, from its energy over the volume (Birch-Murnaghan)."""
-    from equipes.simulate import equation_of_state
-
-    check_json_path(json, overwrite=overwrite)
-    check_targets((out,), overwrite=overwrite)
-    check_targets((plot,), overwrite=overwrite, structures=False)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
-    with progress_bar() as progress, stopping():
-        task = progress.add_task("calculating", total=None)
-
-        def follow(volume: float, energy: float) -> None:
-            progress.update(task, description=f"{volume:.2f} Å³: {energy:.4f} eV", advance=1)
-
-        result = equation_of_state(
-            atoms,
-            calculator,
-            volume_range=volume_range,
-            points=points,
-            relax_positions=relax_positions,
-            on_point=follow,
-        )
-    write_structures(out, result.atoms, overwrite=overwrite)
-    if plot is not None:
-        from equipes.report.equation_of_state import equation_of_state_plot
-
-        equation_of_state_plot(result, plot, overwrite=overwrite)
-    summary = {"model": str(model), "structure": str(structure), "frame": frame, **result.summary()}
-    print_table(eos_lines(summary, plot, out), quiet=json == STDOUT)
-    write_json(summary, json, overwrite=overwrite)
 
 
 def _about_cell(atoms: ase.Atoms, relaxes: bool, freedom: CellFreedomName, pressure: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 
@@ -51,20 +50,3 @@ def md_lines(summary: dict[str, Any]) -> Iterator[tuple[str, object]]:
     for symbol, values in summary["mean_square_displacement"]["ang2"].items():
         if lags:
             yield f"moved, {symbol}", f"{values[-1] ** 0.5:.3f} Å in {lags[-1]:.4g} ps, root mean square"
-
-
-def eos_lines(summary: dict[str, Any], plot: Path | None, out: Path | None) -> Iterator[tuple[str, object]]:
-    """An equation of state, from `EquationOfStateResult.summary`."""
-    constants = (
-        f"{name} = {value:.4f} Å" if len(name) == 1 else f"{name} = {value:.2f}°"
-        for name, value in summary["lattice_constants"].items()
-    )
-    yield "lattice", f"{summary['lattice']} {', '.join(constants)}"
-    yield "volume", f"{summary['volume_ang3'] / summary['n_atoms']:.4f} Å³/atom"
-    yield "energy", f"{summary['energy_ev'] / summary['n_atoms']:.6f} eV/atom"
-    yield "bulk modulus", f"{summary['bulk_modulus_gpa']:.2f} GPa"
-    yield "its derivative B'", f"{summary['bulk_modulus_derivative']:.2f}"
-    yield "fit", f"{summary['fit_rms_mev_per_atom']:.3g} meV/atom off, root mean square"
-    for path in (plot, out):
-        if path is not None:
-            yield "written", path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from equipes.cli.running import (
     Precision,
     StructurePath,
     fingerprint,
+    follow_runs,
     progress_bar,
     start,
     stopping,
@@ -29,7 +29,6 @@ from equipes.errors import InputError
 if TYPE_CHECKING:
     from equipes.simulate.diffusion import ArrheniusResult, DiffusionResult
     from equipes.simulate.neb import NEBResult
-    from equipes.simulate.records import Row
 
 Mobile = Annotated[str, typer.Option("--mobile", help="Symbol of the element that diffuses, such as Li.")]
 Charge = Annotated[float, typer.Option("--charge", help="Of its ions, in elementary charges.")]
@@ -98,20 +97,7 @@ def diffusion(
     atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     where = out or Path(f"{structure.stem}_diffusion")
     with progress_bar() as line, stopping():
-        task = line.add_task("preparing", total=steps * len(options.temperatures))
-        began: tuple[int, float] | None = None
-
-        def follow(kelvin: float, step: int, row: Row) -> None:
-            nonlocal began
-            done = options.temperatures.index(kelvin) * steps + step
-            began = began or (done, time.monotonic())
-            speed = (done - began[0]) / max(time.monotonic() - began[1], 1e-9)
-            line.update(
-                task,
-                completed=done,
-                description=f"{kelvin:g} K (now {row.temperature_k:.0f} K), {speed:.4g} steps/s",
-            )
-
+        follow = follow_runs(line, steps, len(options.temperatures))
         result = calculate(
             atoms,
             calculator,

@@ -121,14 +121,22 @@ def expansion_plot(result: ExpansionResult) -> Figure:
     """Volume, linear expansion coefficient, bulk modulus and heat capacity over temperature."""
     figure = new_figure(7.6, 5.2)
     t = result.temperatures_k
+    errors = result.volume_error_ang3, result.expansion_error_per_k, result.bulk_modulus_error_gpa, None
     panels = (
-        ("volume (Å³ per primitive cell)", result.volume_ang3, "energy"),
-        ("linear expansion (10⁻⁶/K)", 1e6 * result.expansion_per_k / 3, "forces"),
-        ("bulk modulus (GPa)", result.bulk_modulus_gpa, "stress"),
-        ("heat capacity at constant pressure (J/K/mol)", result.heat_capacity_j_per_k_per_mol, "other"),
+        ("volume (Å³ per primitive cell)", result.volume_ang3, 1.0, "energy"),
+        ("linear expansion (10⁻⁶/K)", result.expansion_per_k, 1e6 / 3, "forces"),
+        ("bulk modulus (GPa)", result.bulk_modulus_gpa, 1.0, "stress"),
+        ("heat capacity at constant pressure (J/K/mol)", result.heat_capacity_j_per_k_per_mol, 1.0, "other"),
     )
-    for axes, (title, values, color) in zip(figure.subplots(2, 2).ravel(), panels, strict=True):
-        axes.plot(t, values, color=COLORS[color])
+    for axes, (title, values, factor, color), error in zip(
+        figure.subplots(2, 2).ravel(), panels, errors, strict=True
+    ):
+        if error is None:
+            axes.plot(t, factor * values, color=COLORS[color], marker="o" if len(t) < 12 else "", ms=4)
+        else:
+            axes.errorbar(
+                t, factor * values, factor * error, color=COLORS[color], marker="o", ms=4, capsize=3
+            )
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("temperature (K)")
         axes.ticklabel_format(axis="y", useOffset=False)

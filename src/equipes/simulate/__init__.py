@@ -26,6 +26,7 @@ from equipes.simulate.elastic import ElasticOptions, ElasticResult, elastic
 from equipes.simulate.eos import EquationOfStateResult, equation_of_state
 from equipes.simulate.errors import SimulationError
 from equipes.simulate.expansion import ExpansionOptions, ExpansionResult, expansion
+from equipes.simulate.expansion_npt import NPTExpansionOptions, expansion_npt
 from equipes.simulate.green_kubo import GreenKuboOptions, GreenKuboResult, green_kubo
 from equipes.simulate.heat_flux import heat_flux
 from equipes.simulate.hnemd import HNEMDOptions, HNEMDResult, hnemd
@@ -64,6 +65,7 @@ __all__ = [
     "Motion",
     "NEBOptions",
     "NEBResult",
+    "NPTExpansionOptions",
     "PhononOptions",
     "PhononResult",
     "Provenance",
@@ -80,6 +82,7 @@ __all__ = [
     "coordination_numbers",
     "equation_of_state",
     "expansion",
+    "expansion_npt",
     "green_kubo",
     "heat_flux",
     "hnemd",

@@ -6,9 +6,9 @@ rate p / W (a matrix), Eq. 5 of the paper is
     dr/dt = v + (p / W) r         dv/dt = F / m - γ v - (p / W) v - tr(p) / (W f) v + noise
     dh/dt = (p / W) h             dp/dt = V (X - P) + 2 K / f - γ_h p + noise
 
-with f degrees of freedom, kinetic energy K and the internal pressure tensor X. A matrix p that is kept diagonal lets the
-lengths of an orthorhombic cell change and its angles stand; the volume in lengths, dL1 dL2 dL3, is then what is
-sampled evenly (the flow of these equations has no divergence).
+with f degrees of freedom, kinetic energy K and the internal pressure tensor X. A matrix p that is kept diagonal lets
+the lengths of an orthorhombic cell change and its angles stand; dL1 dL2 dL3 is then what is sampled evenly (the flow of
+these equations has no divergence).
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class ShapeBarostat(LangevinBAOAB):
         super()._update_force_eps()
         self.force_eps = self.force_eps * self.free
 
-    def _barostat_BAOAB_OU(self) -> None:
+    def _barostat_BAOAB_OU(self) -> None:  # noqa: N802 - as in ASE
         super()._barostat_BAOAB_OU()
         self.p_eps = self.p_eps * self.free
 
-    def _barostat_BAOAB_OU_gamma_mod(self) -> np.ndarray:
+    def _barostat_BAOAB_OU_gamma_mod(self) -> np.ndarray:  # noqa: N802 - as in ASE
         share = np.trace(self.p_eps) / self.Ndof
         return np.asarray((self.p_eps + share * np.eye(3)) / self.barostat_mass)

@@ -23,9 +23,9 @@ from equipes.simulate.diffusion import (
     arrhenius,
     motion_of,
 )
-from equipes.simulate.md import run_md
 from equipes.simulate.records import Row
 from equipes.simulate.results import Provenance, plain
+from equipes.simulate.runs import run_all
 from equipes.simulate.settings import MDSettings
 
 _CITATIONS = ("G. Bussi, D. Donadio, M. Parrinello, J. Chem. Phys. 126, 014101 (2007)",)
@@ -121,10 +121,8 @@ def diffusion(
     if not resume:
         new_directory(folder, overwrite=overwrite)
     analysis = replace(options.analysis, skip=options.equilibration)
-    results, volumes, interrupted = [], [], False
-    for temperature in options.temperatures:
-        where = folder / f"{temperature:g}K"
-        settings = MDSettings(
+    settings = {
+        f"{temperature:g}K": MDSettings(
             "nvt",
             steps=options.steps,
             timestep=options.timestep,
@@ -132,24 +130,26 @@ def diffusion(
             seed=options.seed,
             interval=options.interval,
         )
-        goes_on = resume and (where / records.CHECKPOINT).is_file()
-        run = run_md(
-            structure,
-            calculator,
-            settings,
-            where,
-            resume=goes_on,
-            overwrite=overwrite,
-            potential=potential,
-            on_step=None if on_step is None else _with(on_step, temperature),
-        )
-        if run.interrupted:
-            interrupted = True
-            break
-        frames = list(iread(where / records.TRAJECTORY, index=":", format="extxyz"))
+        for temperature in options.temperatures
+    }
+    summaries, interrupted = run_all(
+        structure,
+        calculator,
+        settings,
+        folder,
+        resume=resume,
+        overwrite=overwrite,
+        potential=potential,
+        on_step=None
+        if on_step is None
+        else lambda name, step, row: on_step(settings[name].temperature or 0.0, step, row),
+    )
+    results, volumes = [], []
+    for name, summary in summaries.items():
+        frames = list(iread(folder / name / records.TRAJECTORY, index=":", format="extxyz"))
         motion = motion_of(frames, options.interval * options.timestep)
-        measured = float(run.summary["mean_temperature_k"] or temperature)
         volumes.append(motion.volume_ang3)
+        measured = float(summary["mean_temperature_k"] or settings[name].temperature or 0.0)
         results.append(analyze_diffusion(motion, measured, analysis))
     line, notes = None, []
     if len(results) > 1:
@@ -164,10 +164,6 @@ def diffusion(
         interrupted=interrupted,
         provenance=_provenance(options, results, notes),
     )
-
-
-def _with(on_step: Callable[[float, int, Row], None], temperature: float) -> Callable[[int, Row], None]:
-    return lambda step, row: on_step(temperature, step, row)
 
 
 def _provenance(options: DiffusionRunOptions, results: list[DiffusionResult], notes: list[str]) -> Provenance:

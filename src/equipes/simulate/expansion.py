@@ -98,6 +98,8 @@ class ExpansionResult:
         heat_capacity_j_per_k_per_mol: `[T]`, at constant pressure, per mole of primitive cells.
         gruneisen: `[T]`, thermal Grüneisen parameter.
         provenance: method, citations, convergence, warnings.
+        volume_error_ang3, expansion_error_per_k, bulk_modulus_error_gpa: `[T]`, standard errors, where they come from
+            molecular dynamics; None in the quasi-harmonic approximation, which samples nothing.
     """
 
     atoms: ase.Atoms
@@ -110,6 +112,9 @@ class ExpansionResult:
     heat_capacity_j_per_k_per_mol: np.ndarray
     gruneisen: np.ndarray
     provenance: Provenance
+    volume_error_ang3: np.ndarray | None = None
+    expansion_error_per_k: np.ndarray | None = None
+    bulk_modulus_error_gpa: np.ndarray | None = None
 
     def at(self, temperature: float) -> int:
         """The index of the temperature calculated nearest to `temperature`."""
@@ -118,6 +123,11 @@ class ExpansionResult:
     def linear_per_k(self, temperature: float) -> float:
         """The mean linear expansion coefficient, a third of that of the volume."""
         return float(self.expansion_per_k[self.at(temperature)]) / 3
+
+    def linear_error_per_k(self, temperature: float) -> float | None:
+        """Its standard error; None in the quasi-harmonic approximation."""
+        errors = self.expansion_error_per_k
+        return None if errors is None else float(errors[self.at(temperature)]) / 3
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain JSON values."""

@@ -78,9 +78,9 @@ def run_md(
     """Run molecular dynamics and write it to the directory `out`.
 
     It holds trajectory.extxyz (positions as they move, not wrapped into the cell; momenta, forces, energy), md.csv,
-    checkpoint.npz, md.json with means, radial distributions and displacements so far, and at the end final.extxyz. SIGINT and SIGTERM stop it after the step in hand, with a
-    checkpoint. A run that is continued is, bit for bit, the run that was never stopped, if the calculator gives the
-    same forces for the same structure.
+    checkpoint.npz, md.json with means, radial distributions and displacements so far, and at the end final.extxyz.
+    SIGINT and SIGTERM stop it after the step in hand, with a checkpoint. A run that is continued is, bit for bit, the
+    run that was never stopped, if the calculator gives the same forces for the same structure.
 
     Args:
         atoms: the structure to start from; not changed.

@@ -1,8 +1,9 @@
 """Calculations that do not depend on each other, spread over processes of one thread each.
 
-The threads that one calculation would have (`torch.get_num_threads()`, that is OMP_NUM_THREADS) become as many processes:
-a small structure has not enough atoms to keep several threads busy, and ASE's own part runs on one thread only. Every
-process does what one process with one thread would do, so results are bit for bit those of a run with one thread.
+The threads that one calculation would have (`torch.get_num_threads()`, that is OMP_NUM_THREADS) become as many
+processes: a small structure has not enough atoms to keep several threads busy, and ASE's own part runs on one thread
+only. Every process does what one process with one thread would do, so results are bit for bit those of a run with one
+thread.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -24,9 +25,14 @@ from equipes.simulate.errors import SimulationError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+
+class Stopped(KeyboardInterrupt):
+    """A calculation that ended because a signal asked for it, and can be continued."""
+
+
 # Below so many atoms in all, starting processes takes longer than the work.
 _WORTHWHILE_ATOMS = 1000
-# Of the processes' time, more than this must be spent at work: several threads in one process would reach about as much.
+# Of the processes' time, more than this must be spent at work; several threads in one process reach about as much.
 _WORTHWHILE_SHARE = 0.8
 
 
@@ -55,8 +61,8 @@ def spread(
     items: Sequence[Item],
     processes: int,
     *,
-    on_note: Callable[[Any], None] = lambda note: None,
-) -> Iterator[Result]:
+    on_note: Callable[[Any], None] = lambda _: None,
+) -> Generator[Result, None, None]:
     """`function` of each item, in order, as they come.
 
     The processes are copies of this one, so that nothing but results has to be sent. Their errors are raised here.
@@ -141,7 +147,7 @@ def _work(
         for number, item in items:
             answer = function(item, lambda note, number=number: pipe.send(("note", number, note)))  # type: ignore[misc]
             pipe.send(("done", number, answer))
-    except (InputError, SimulationError) as error:
+    except (InputError, SimulationError, Stopped) as error:
         pipe.send(("error", -1, error))
     except BrokenPipeError:
-        pass
+        return
