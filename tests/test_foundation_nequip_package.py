@@ -173,6 +173,17 @@ def test_hostile_packages_do_nothing(tmp_path: Path) -> None:
     assert proof.exists()  # else this would prove nothing
 
 
+def test_a_model_that_holds_itself_twice_is_refused_at_once(tmp_path: Path) -> None:
+    # Forty levels, at each of which the level below stands twice: 10^12 modules for who walks through them.
+    names = b"".join(b"X\x01\x00\x00\x00" + name + b"h\x00" for name in (b"a", b"b"))
+    program = b"\x80\x02cnequip\nGraphModel\n)\x81}bq\x00"
+    for _ in range(40):
+        program += b"0cnequip\nGraphModel\n)\x81}X\x08\x00\x00\x00_modules}(" + names + b"usbq\x00"
+    path = changed(tmp_path / "model.nequip.zip", with_text(PROGRAM, program + b"."))
+    with pytest.raises(InputError, match="more than 20000 modules"):
+        read_package(path)
+
+
 def test_the_code_inside_is_not_run(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     code = f"open({str(proof)!r}, 'w')".encode()
