@@ -21,6 +21,7 @@ OPTIONAL = {
     "phono3py": "equipes conductivity",
     "seekpath": "equipes phonons",
     "spglib": "equipes relax --symmetry, elastic",
+    "tblite": "equipes train --pretrain",
     "tensorboard": "train.loggers=[tensorboard]",
     "wandb": "train.loggers=[wandb]",
 }

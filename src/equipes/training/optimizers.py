@@ -17,6 +17,8 @@ from equipes.training.soap import SOAP
 PEAK_LEARNING_RATE = {"adamw": 0.01, "soap": 0.01}
 FINE_TUNING = 0.2
 """What a good learning rate is multiplied by where weights are trained already."""
+AFTER_PRETRAINING = 0.2
+"""The same after pre-training on cheap labels, which are farther from the true ones."""
 
 
 @dataclass(frozen=True)
