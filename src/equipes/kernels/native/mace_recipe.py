@@ -1,4 +1,8 @@
-"""What the native engine is told of a MACE model."""
+"""What the native engine is told of a MACE model.
+
+MACE has the harmonics at the opposite vectors, the engine and the frozen form have not: that is the inverted structure,
+and its energy is the same.
+"""
 
 from __future__ import annotations
 
