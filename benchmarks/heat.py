@@ -1,12 +1,13 @@
-"""Heat: what a flux costs, Green-Kubo against phonons in one and the same cell, a strained film, a glass.
+"""Heat: what a flux costs, Green-Kubo, driven atoms and phonons in one and the same cell, a strained film, a glass.
 
     python benchmarks/heat.py cost --model si.safetensors
     python benchmarks/heat.py silicon --model si.safetensors --cells 2 --picoseconds 100 --out heat
+    python benchmarks/heat.py driven --model si.safetensors --cells 2 --picoseconds 5 --runs 1 --out heat
     python benchmarks/heat.py film --model 7net-0 --out heat
     python benchmarks/heat.py glass --model silica.safetensors --structure glass.extxyz --picoseconds 50 --out heat
 
-Each prints its numbers with the conditions they were measured under, and keeps them in OUT/CASE.json. `silicon` and
-`glass` continue where they were stopped, and a second call with more `--runs` adds to what is there.
+Each prints its numbers with the conditions they were measured under, and keeps them in OUT/CASE.json. `silicon`,
+`driven` and `glass` continue where they were stopped, and a second call with more `--runs` adds to what is there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from equipes.simulate.evaluations import evaluate
 from equipes.simulate.green_kubo import GreenKuboOptions, GreenKuboResult, green_kubo
 from equipes.simulate.harmonic import ase_atoms, phonopy_atoms
 from equipes.simulate.heat_flux import FluxOf
+from equipes.simulate.hnemd import HNEMDOptions, hnemd
 
 # So hot that every mode holds k_B T; the conductivity from three-phonon scattering is then c / T, with the classical c.
 _CLASSICAL = 1e5  # K
@@ -94,6 +96,38 @@ def silicon(options: argparse.Namespace) -> dict[str, Any]:
         "phonons, dense mesh, classical": float(dense.isotropic(_CLASSICAL)) * _CLASSICAL / temperature,
         "phonons, dense mesh, quantum": float(dense.isotropic(temperature)),
         "phonons, dense mesh, relaxation time, quantum": float(dense.relaxation_time[-1, 0, :3].mean()),
+    }
+
+
+def driven(options: argparse.Namespace) -> dict[str, Any]:
+    """The same by driving heat through."""
+    calculator = Calculator(options.model)
+    exact = Calculator(options.model, dtype="float64")
+    unit = relax(bulk("Si", a=5.45, cubic=True), exact, cell=True, fmax=0.001).atoms
+    cells = options.cells
+    chosen = HNEMDOptions(
+        options.temperature,
+        supercell=(cells, cells, cells),
+        field=options.field,
+        steps=round(1000 * options.picoseconds / options.timestep),
+        equilibration=round(1000 * options.equilibration / options.timestep),
+        timestep=options.timestep,
+        interval=2,
+        runs=options.runs,
+    )
+    path = options.out / f"driven {cells}.npz"
+    with Store(path, {"model": str(options.model), "options": str(chosen)}, resume=path.exists()) as store:
+        found = hnemd(unit, calculator, chosen, store=store)
+    return {
+        "atoms": 8 * cells**3,
+        "conductivity": found.conductivity,
+        "error": found.error,
+        "fields": dict(
+            zip(found.fields.tolist(), zip(found.at_field, found.at_field_error, strict=True), strict=True)
+        ),
+        "temperature": found.temperature_k,
+        "picoseconds": found.picoseconds,
+        "checks": [check.sentence() for check in found.provenance.checks],
     }
 
 
@@ -235,7 +269,7 @@ def _best(call: Callable[[], Any], times: int) -> float:
     return round(1000 * min(taken), 3)
 
 
-CASES = {"cost": cost, "silicon": silicon, "film": film, "glass": glass}
+CASES = {"cost": cost, "silicon": silicon, "driven": driven, "film": film, "glass": glass}
 
 
 def main() -> None:
@@ -255,6 +289,7 @@ def main() -> None:
     parser.add_argument("--timestep", type=float, default=2.0)
     parser.add_argument("--interval", type=int, default=10)
     parser.add_argument("--correlation", type=float, default=12.0)
+    parser.add_argument("--field", type=float, default=0.005, help="of driven, 1/Å")
     parser.add_argument("--strains", type=float, nargs="*", default=[-0.01, 0.0, 0.01])
     parser.add_argument("--out", type=Path, default=Path("heat"))
     options = parser.parse_args()

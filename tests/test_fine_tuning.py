@@ -396,3 +396,15 @@ def test_one_command(folder: Path, tmp_path: Path) -> None:
     done = run_forked(*command[:-1], "other", "--modal", "PBE", cwd=tmp_path)
     assert done.returncode == 2
     assert "has no modality 'PBE'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_report_shows_what_was_forgotten(tuned: Path, tmp_path: Path) -> None:
+    from equipes.report import write_report
+    from equipes.report.page import _fact
+
+    write_report(tmp_path / "report.html", model=equipes.load(tuned / "model.safetensors").summary())
+    page = (tmp_path / "report.html").read_text()
+    after = page.split("<dt>forgetting</dt>")[1].split("<dt>after</dt>")[1]
+    forces = facts(tuned)["forgetting"]["after"]["forces_mae_mev_per_ang"]
+    assert _fact(forces) in after
+    assert "base.safetensors" in page

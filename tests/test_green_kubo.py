@@ -14,6 +14,7 @@ import pytest
 from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from scipy.signal import lfilter
 
 import equipes
@@ -261,6 +262,7 @@ def test_the_command(
         (("--method", "hnemd", "--temperature", 300, "--steps", 90), "too few for a mean"),
         (("--method", "hnemd", "--temperature", 300, "--field", -1), "field must be above 0"),
         (("--method", "hnemd", "--temperature", 300, "--direction", 0, 0, 0), "not zero"),
+        (("--method", "hnemd", "--temperature", 300, "--settling", 0.8), "settling must be a fraction"),
         (("--method", "green-kubo", "--temperature", -3), "temperature must be above 0"),
     ],
 )
@@ -276,5 +278,9 @@ def test_what_has_no_flux(solid: tuple[Atoms, Calculator], water: Atoms) -> None
     atoms, calculator = solid
     with pytest.raises(InputError, match="only a potential of this package"):
         green_kubo(atoms, EMT(), SHORT)
+    held = atoms.copy()
+    held.set_constraint(FixAtoms([0]))
+    with pytest.raises(InputError, match="atoms that are held"):
+        green_kubo(held, calculator, SHORT)
     with pytest.raises(InputError, match="periodic in all three"):
         hnemd(water, calculator, DRIVEN)

@@ -297,18 +297,18 @@ def test_soap_does_not_depend_on_the_axes() -> None:
     turn = [torch.linalg.qr(normal(n, n))[0] for n in (4, 5)]
     start, gradients = normal(4, 5), [normal(4, 1) * normal(1, 5) + 0.1 * normal(4, 5) for _ in range(40)]
 
-    def way(build: Any, *, turned: bool) -> Tensor:
+    def way(make: Any, *, turned: bool) -> Tensor:
         change = (lambda x: turn[0] @ x @ turn[1].T) if turned else (lambda x: x)
         parameter = nn.Parameter(change(start).clone())
-        optimizer = build([parameter])
+        optimizer = make([parameter])
         for gradient in gradients:
             parameter.grad = change(gradient)
             optimizer.step()
         return parameter.detach() - change(start)
 
-    for build, agree in ((SOAP, True), (torch.optim.Adam, False)):
-        expected = turn[0] @ way(build, turned=False) @ turn[1].T
-        assert torch.allclose(way(build, turned=True), expected, rtol=1e-6, atol=1e-9) == agree
+    for make, agree in ((SOAP, True), (torch.optim.Adam, False)):
+        expected = turn[0] @ way(make, turned=False) @ turn[1].T
+        assert torch.allclose(way(make, turned=True), expected, rtol=1e-6, atol=1e-9) == agree
 
 
 def test_soap_of_several_shapes_is_soap_of_each() -> None:

@@ -105,7 +105,7 @@ def _print(results: list[HeldOutResult], model: str, *, elements: bool) -> None:
         for sentence in result.warnings:
             typer.echo(f"Warning: {result.name}: {sentence}", err=True)
     console.print(
-        "energy: per atom; after fit: constants of the elements, fitted to these errors, taken off; slope: of predicted "
+        "energy: per atom; after fit: constants of the elements, fitted to these errors, taken off; slope: predicted "
         "over reference forces, below 1 is too soft; robust: by least absolute deviations",
         style="dim",
         highlight=False,

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from equipes.training.metrics import FramePrediction
 
 COLUMNS = [
-    "frames", "atoms", "left out", "energy MAE (meV/atom)", "after fit", "forces MAE (meV/Å)", "median", "RMS of labels",
-    "stress MAE (GPa)", "RMS of labels", "slope", "robust slope",
+    "frames", "atoms", "left out", "energy MAE (meV/atom)", "after fit", "forces MAE (meV/Å)", "median",
+    "RMS of labels", "stress MAE (GPa)", "RMS of labels", "slope", "robust slope",
 ]  # fmt: skip
 ELEMENT_COLUMNS = ["atoms", "forces MAE (meV/Å)", "RMS of labels", "slope", "robust slope"]
 _MOST_POINTS = 20_000

@@ -190,7 +190,7 @@ class _Run:
             thermal_momenta(self.atoms, settings.temperature, "nvt", self.rng)
         else:
             state = self._restore(known)
-        self.dynamics = self._integrator()
+        self.dynamics: Any = self._integrator()
         if state:
             restore_integrator(self.dynamics, self.kind, state)
         self.batch = max(1, _ATOMS_IN_BATCH // len(atoms))

@@ -16,7 +16,7 @@ from equipes.simulate.correlation import Cepstrum, Integral, cepstrum, integrate
 from equipes.simulate.crystals import checked_supercell
 from equipes.simulate.evaluations import checked_start
 from equipes.simulate.flux_runs import FluxRun, FluxSettings, flux_run
-from equipes.simulate.heat_flux import CITATIONS, WATTS, potential_of
+from equipes.simulate.heat_flux import CITATIONS, WATTS, checked_solid, potential_of
 from equipes.simulate.results import Check, Progress, Provenance, plain, silent
 from equipes.simulate.statistics import drift
 from equipes.simulate.store import Store
@@ -160,8 +160,7 @@ def green_kubo(
     potential_of(calculator)
     checked_start(atoms, calculator, "a thermal conductivity")
     store = Store() if store is None else store
-    structure = atoms.repeat(options.supercell)
-    structure.set_constraint()
+    structure = checked_solid(atoms, options.supercell)
     settings = FluxSettings(
         options.temperature, options.equilibration, options.steps, options.timestep, options.interval
     )

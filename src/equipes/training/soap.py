@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,12 +15,12 @@ class SOAP(Optimizer):
     """Along each axis k of a parameter Adam runs in the eigenvectors of the mean of G_(k) G_(k)ᵀ, G unfolded along k.
 
     There the gradient's components are nearly uncorrelated, which is what Adam takes for granted. The mean is taken of
-    every few steps only, and then the eigenvectors follow it by one step of orthogonal iteration. Axes of one element or
-    of too many stay as they are; vectors, and parameters without any other axis, get Adam. The first step only finds
+    every few steps only, and then the eigenvectors follow it by one step of orthogonal iteration. Axes of one element
+    or of too many stay as they are; vectors, and parameters without any other axis, get Adam. The first step only finds
     the eigenvectors and moves nothing.
 
-    A potential has dozens of small matrices of few shapes, so those of one shape are stacked and computed at once. Their
-    common state is kept with the first of them.
+    A potential has dozens of small matrices of few shapes, so those of one shape are stacked and computed at once.
+    Their common state is kept with the first of them.
 
     Args:
         groups: parameters, or groups of them with `lr` and `weight_decay` of their own.
@@ -74,7 +75,7 @@ class SOAP(Optimizer):
         state["mean"].lerp_(turned, 1 - first)
         state["square"].mul_(second).addcmul_(turned, turned, value=1 - second)
         scale = (1 - second**steps) ** 0.5 / (1 - first**steps)
-        update = state["mean"] / (state["square"].sqrt() + group["eps"])
+        update = state["mean"] / state["square"].sqrt().add_(group["eps"])
         update = _turned(update, [(k, state[f"axes_{k}"].mT) for k in axes])
         decay = 1 - group["lr"] * group["weight_decay"]
         for parameter, change in zip(parameters, update, strict=True):
@@ -87,10 +88,14 @@ class SOAP(Optimizer):
 
 def _turned(tensors: Tensor, turns: list[tuple[int, Tensor]]) -> Tensor:
     """`[n, ...]` with axis k of each multiplied by its Q `[n, d, d]` from the right, for the given axes."""
+    shape = tensors.shape
     for k, matrices in turns:
-        moved = tensors.movedim(k, -1)
-        tensors = (moved.flatten(1, -2) @ matrices).view(moved.shape).movedim(-1, k)
-    return tensors
+        if k == len(shape) - 1:
+            tensors = tensors.reshape(shape[0], -1, shape[k]) @ matrices
+        else:
+            unfolded = tensors.reshape(shape[0], math.prod(shape[1:k]), shape[k], -1)
+            tensors = matrices.mT.unsqueeze(1) @ unfolded
+    return tensors.view(shape)
 
 
 def _covariance(gradients: Tensor, k: int) -> Tensor:
