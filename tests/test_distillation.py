@@ -151,7 +151,15 @@ def test_supercells_and_cutoffs() -> None:
 
 def test_a_molecule_has_normal_modes() -> None:
     names = [part.name for part in sampling_parts(molecule("H2O"), DistillationOptions(frames=40))]
-    assert names == ["normal modes", "dynamics 0"]
+    assert names == ["normal modes", "dynamics 0", "dynamics 1", "dynamics 2"]  # one for each temperature
+
+
+def test_every_temperature_is_sampled() -> None:
+    options = DistillationOptions(frames=20, temperatures=(20.0, 40.0, 60.0), timestep=5.0)
+    walks = [part for part in sampling_parts(argon(), options) if part.name.startswith("dynamics")]
+    samples = [part.sampler(PairCalculator(), np.random.default_rng(1)) for part in walks]
+    kinds = {frame.config_type for sample in samples for frame in sample.frames}
+    assert kinds == {"dynamics 20 K", "dynamics 40 K", "dynamics 60 K"}
 
 
 def test_speed_is_measured_on_a_supercell() -> None:
