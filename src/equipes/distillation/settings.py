@@ -176,8 +176,12 @@ def _pieces(name: str, total: int, options: DistillationOptions, walk: partial[S
     """Parts of about 25 frames, one for each temperature at least; they take temperatures and defects in turns."""
     count = max(len(options.temperatures), round(total / _FRAMES_OF_WALK))
     shares = [len(share) for share in np.array_split(np.arange(total), count)]
-    # The hottest first, which are the hardest to learn, where the turns do not come out even.
     return [Part(f"{name} {n}", share, partial(walk, n, share)) for n, share in enumerate(shares) if share]
+
+
+def _turn(options: DistillationOptions, number: int) -> float:
+    """The hottest first, which are the hardest to learn, where the turns do not come out even."""
+    return sorted(options.temperatures, reverse=True)[number % len(options.temperatures)]
 
 
 def _walk(
@@ -189,7 +193,7 @@ def _walk(
     rng: np.random.Generator,
 ) -> Sample:
     """Dynamics in a cell that is strained a little, so that the student knows pressure at every temperature."""
-    temperature = sorted(options.temperatures, reverse=True)[number % len(options.temperatures)]
+    temperature = _turn(options, number)
     atoms = bare(cell)
     if is_crystal(cell):
         # Crystals expand when they are heated.
@@ -208,7 +212,7 @@ def _defective_walk(
     rng: np.random.Generator,
 ) -> Sample:
     kinds: Sequence[Defect] = options.defects
-    temperature = sorted(options.temperatures, reverse=True)[number % len(options.temperatures)]
+    temperature = _turn(options, number)
     own = DefectOptions(
         kinds=tuple(kinds[(number + turn) % len(kinds)] for turn in range(len(kinds))),
         cells=min(2, count),
