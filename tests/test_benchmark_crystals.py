@@ -11,8 +11,9 @@ import pytest
 from ase.calculators.emt import EMT
 
 from command_line import run_forked
-from equipes.benchmark import CRYSTALS, crystal_benchmark
+from equipes.benchmark import CRYSTALS, TRANSITIONS, crystal_benchmark, transition_benchmark
 from equipes.benchmark.crystals import chosen
+from equipes.benchmark.polymorphs import chosen_transitions
 from equipes.errors import InputError
 
 
@@ -47,6 +48,30 @@ def test_a_calculator_with_known_answers() -> None:
     )
 
 
+def test_polymorphs_are_other_structures_of_the_same_substance() -> None:
+    for item in TRANSITIONS:
+        (stable,) = (c for c in CRYSTALS if (c.name, c.structure) == (item.substance, item.stable))
+        ours, theirs = item.make(), stable.make()
+        assert ours.symbols.formula.reduce()[0].count() == theirs.symbols.formula.reduce()[0].count(), item
+        assert ours.get_volume() / len(ours) == pytest.approx(stable.volume_ang3, rel=0.45), item
+        repeated = ours * (2, 2, 2)
+        distances = repeated.get_all_distances(mic=True)
+        assert distances[~np.eye(len(repeated), dtype=bool)].min() > 1.6, item
+        assert item.difference_ev > 0, item
+
+
+def test_differences_of_a_calculator_with_known_answers() -> None:
+    """In effective-medium theory fcc and hcp differ by next to nothing, and bcc lies above them."""
+    found = transition_benchmark(EMT(), chosen_transitions(["Cu"], ["Cu", "Al"]))
+    assert [(r.substance, r.other) for r in found] == [("Cu", "hcp"), ("Cu", "bcc")]
+    assert found[0].difference_ev_per_atom == pytest.approx(-0.001, abs=5e-4)
+    assert found[1].difference_ev_per_atom == pytest.approx(0.033, abs=5e-4)
+    for result in found:
+        assert result.error_mev_per_atom == pytest.approx(
+            1000 * (result.difference_ev_per_atom - result.reference_ev_per_atom)
+        )
+
+
 def test_which_crystals() -> None:
     assert [item.name for item in chosen([], ["Mg", "O", "Cu"])] == ["Cu", "MgO"]
     with pytest.raises(InputError, match="no crystal is called Xx; there are Si, Ge"):
@@ -67,6 +92,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Cu fcc" in done.stdout and "Lejaeghere" in done.stdout
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["crystals"][0]["name"] == "Cu"
+    assert [entry["other"] for entry in written["polymorphs"]] == ["hcp", "bcc"]
+    assert "Cu hcp - fcc" in done.stdout
     assert written["mean_error_volume_percent"] == pytest.approx(
         abs(written["crystals"][0]["error_volume_percent"])
     )

@@ -24,6 +24,7 @@ from equipes.kernels.native import engine, generate
 from equipes.models import Potential, build
 from equipes.models.nequip import NequIP
 from equipes.models.potential import Prediction
+from equipes.models.sevennet import SevenNet
 
 EXACT = 1e-12
 SPECIES = ("H", "C", "O")
@@ -66,6 +67,21 @@ MODELS: dict[str, dict[str, Any]] = {
     "trainable roots": {"bessel_trainable": True, "per_edge_type_cutoff": {"C": 2.2}},
     "readout network": {"readout_mlp_hidden_layers_depth": 2, "readout_mlp_hidden_layers_width": 9},
     "zbl": {"zbl": True, "zbl_polynomial_cutoff_p": 5, **TRAINABLE},
+    "sevennet": {
+        "architecture": "sevennet",
+        "denominator": [2.0, 3.0, 1.5],
+        "embedding_fan_in": 89,
+        **TRAINABLE,
+    },
+    "sevennet with X-PLOR": {
+        "architecture": "sevennet",
+        "l_max": 3,
+        "num_layers": 2,
+        "num_features": [8, 3, 2, 4],
+        "xplor_on": 2.1,
+        "readout_width": 3,
+    },
+    "sevennet, one layer": {"architecture": "sevennet", "num_layers": 1, "radial_mlp_depth": 0},
 }
 
 
@@ -96,7 +112,12 @@ def potential_of(hyperparameters: dict[str, Any], dtype: str = "float64", seed: 
     extension = native.module()
     if extension is not None and extension.max_l < hyperparameters.get("l_max", 2) <= generate.MAX_L:
         pytest.skip(f"this build has kernels for l up to {extension.max_l} only (EQUIPES_MAX_L)")
-    return build("nequip", SPECIES, SMALL | hyperparameters, dtype=dtype, seed=seed).train()
+    architecture = hyperparameters.get("architecture", "nequip")
+    small = (
+        SMALL if architecture == "nequip" else {k: v for k, v in SMALL.items() if k != "avg_num_neighbors"}
+    )
+    chosen = {k: v for k, v in (small | hyperparameters).items() if k != "architecture"}
+    return build(architecture, SPECIES, chosen, dtype=dtype, seed=seed).train()
 
 
 def loss_of(prediction: Prediction) -> Tensor:
@@ -364,11 +385,14 @@ def test_models_that_the_engine_does_not_know(monkeypatch: pytest.MonkeyPatch) -
     class Changed(NequIP):
         """May compute anything."""
 
-    assert engine.supports(NequIP(SPECIES, **SMALL))
-    assert not engine.supports(Changed(SPECIES, **SMALL))
-    assert not engine.supports(NequIP(SPECIES, **(SMALL | {"l_max": 5, "num_features": 1})))
-    assert not engine.supports(NequIP(SPECIES, **SMALL).to(torch.bfloat16))
-    assert not engine.supports(torch.nn.Linear(2, 2))
+    assert engine.engine_for(NequIP(SPECIES, **SMALL)) is not None
+    assert engine.engine_for(Changed(SPECIES, **SMALL)) is None
+    assert engine.engine_for(NequIP(SPECIES, **(SMALL | {"l_max": 5, "num_features": 1}))) is None
+    assert engine.engine_for(NequIP(SPECIES, **SMALL).to(torch.bfloat16)) is None
+    assert engine.engine_for(torch.nn.Linear(2, 2)) is None
+    assert engine.engine_for(SevenNet(SPECIES)) is not None
+    assert engine.engine_for(SevenNet(SPECIES, normalize_harmonics=False)) is None
+    assert engine.engine_for(SevenNet(SPECIES, modalities=("a", "b"), modality="a")) is None
 
 
 def test_l_max_beyond_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

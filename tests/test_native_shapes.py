@@ -146,30 +146,40 @@ def graphs(draw: st.DrawFn) -> AtomGraph:
 
 @st.composite
 def models(draw: st.DrawFn) -> dict[str, Any]:
-    """Hyperparameters of a NequIP, unequal multiplicities among them; high degrees with few channels."""
+    """A NequIP or a SevenNet, unequal multiplicities among them; high degrees with few channels."""
     l_max = draw(st.integers(0, _HIGHEST_L), label="l_max")
     channels = st.sampled_from(CHANNELS if l_max < 3 else CHANNELS[:4])
-    given_cutoffs = draw(st.booleans(), label="cutoffs")
-    return {
+    both = {
         "r_max": CUTOFF,
         "l_max": l_max,
         "num_layers": draw(st.integers(1, 3 if l_max < 3 else 2), label="layers"),
         "num_features": [draw(channels, label="channels") for _ in range(l_max + 1)],
-        "parity": draw(st.booleans(), label="parity"),
         "num_bessels": draw(st.integers(1, 9), label="bessels"),
         "bessel_trainable": draw(st.booleans(), label="trainable"),
         "polynomial_cutoff_p": draw(st.integers(2, 7), label="p"),
         "radial_mlp_depth": draw(st.integers(0, 2), label="depth"),
         "radial_mlp_width": draw(st.integers(1, 20), label="width"),
-        "type_embed_num_features": draw(st.none() | st.integers(1, 9), label="embedding"),
-        "readout_mlp_hidden_layers_depth": draw(st.integers(0, 2), label="readout"),
-        "readout_mlp_hidden_layers_width": draw(st.integers(1, 17), label="readout width"),
-        "avg_num_neighbors": draw(st.sampled_from([1.0, {"H": 2.0, "C": 9.0, "O": 5.0}])),
         "per_type_energy_scales": {"H": 0.7, "C": 1.9, "O": -1.2},
         "per_type_energy_shifts": {"H": -3.0, "C": 5.0, "O": 0.5},
         "per_type_energy_scales_trainable": draw(st.booleans()),
         "per_type_energy_shifts_trainable": draw(st.booleans()),
-        "per_edge_type_cutoff": {"H": {"C": 2.1, "H": 1.4}, "O": 2.6} if given_cutoffs else None,
+    }
+    if draw(st.sampled_from([False, False, True]), label="sevennet"):
+        return both | {
+            "architecture": "sevennet",
+            "xplor_on": draw(st.none() | st.floats(0.5, 2.9), label="on"),
+            "readout_width": draw(st.none() | st.integers(1, 17), label="readout width"),
+            "denominator": [draw(st.floats(1.0, 9.0)) for _ in range(both["num_layers"])],
+            "embedding_fan_in": draw(st.none() | st.just(89)),
+        }
+    return both | {
+        "architecture": "nequip",
+        "parity": draw(st.booleans(), label="parity"),
+        "type_embed_num_features": draw(st.none() | st.integers(1, 9), label="embedding"),
+        "readout_mlp_hidden_layers_depth": draw(st.integers(0, 2), label="readout"),
+        "readout_mlp_hidden_layers_width": draw(st.integers(1, 17), label="readout width"),
+        "avg_num_neighbors": draw(st.sampled_from([1.0, {"H": 2.0, "C": 9.0, "O": 5.0}])),
+        "per_edge_type_cutoff": draw(st.none() | st.just({"H": {"C": 2.1, "H": 1.4}, "O": 2.6})),
         "zbl": draw(st.booleans(), label="zbl"),
     }
 
@@ -205,7 +215,9 @@ def compare(ours: dict[str, Tensor], theirs: dict[str, Tensor], usual: dict[str,
 def test_engine_is_exact_for_all_shapes(
     hyperparameters: dict[str, Any], graph: AtomGraph, run: Run, seed: int
 ) -> None:
-    potential = build("nequip", SPECIES, hyperparameters, dtype="float64", seed=seed).train()
+    architecture, own = hyperparameters["architecture"], dict(hyperparameters)
+    del own["architecture"]
+    potential = build(architecture, SPECIES, own, dtype="float64", seed=seed).train()
     with kernel(None):
         expected = results(potential, graph)
         usual = results(potential, make_graph(CUTOFF))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from equipes.training.ema import average_of, update_average
 from equipes.training.losses import Loss, label_counts, weighted_mean
 from equipes.training.optimizers import build_optimizer, set_learning_rate
 from equipes.training.records import MetricsFile, SafeCheckpointIO
-from equipes.training.schedules import Budget, learning_rate_factor, stepwise
+from equipes.training.schedules import Budget, Clock, learning_rate_factor, stepwise
 from equipes.training.stream import BatchStream
 from equipes.training.validation import validate
 from training_samples import TINY, uneven_frames
@@ -179,6 +180,17 @@ def test_budgets_end_at_whichever_comes_first() -> None:
     assert Budget(100, 60).progress(25, 45) == 0.75
     assert Budget(100, 60).progress(90, 45) == 0.9
     assert Budget(None, 1).progress(1, 0.5, after=5) == 1.0
+
+
+def test_a_clock_of_the_processor_does_not_count_what_others_do() -> None:
+    clocks = {kind: Clock(kind) for kind in ("wall", "processor")}
+    time.sleep(0.3)
+    assert clocks["wall"].elapsed() >= 0.3
+    assert clocks["processor"].elapsed() < 0.1
+    until = time.process_time() + 0.2
+    while time.process_time() < until:
+        pass
+    assert clocks["processor"].elapsed() >= 0.2
 
 
 def test_every_frame_comes_once_a_pass_and_the_order_depends_on_seed_and_step_only(

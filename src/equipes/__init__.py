@@ -18,6 +18,7 @@ _HOMES = {
     "load_frozen": "equipes.models",
     "build": "equipes.models",
     "Calculator": "equipes.calculators",
+    "Committee": "equipes.calculators",
     "InputError": "equipes.errors",
 }
 _ROOMS = ("benchmark", "calculators", "data", "foundation", "models", "report", "simulate", "training")
@@ -26,6 +27,7 @@ _ROOMS = ("benchmark", "calculators", "data", "foundation", "models", "report", 
 __all__ = [
     "AtomGraph",
     "Calculator",
+    "Committee",
     "FrozenPotential",
     "InputError",
     "Potential",
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from equipes.calculators import Calculator
+    from equipes.calculators import Calculator, Committee
     from equipes.errors import InputError
     from equipes.foundation import load
     from equipes.graph import AtomGraph

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from equipes.benchmark.cases import Case, HeldOut, molecule_frames, rmd17_case, temperature_case
 from equipes.benchmark.crystals import CRYSTALS, Crystal, CrystalResult, crystal_benchmark
+from equipes.benchmark.polymorphs import TRANSITIONS, Transition, TransitionResult, transition_benchmark
 from equipes.benchmark.runs import BenchmarkSettings, Row, run
 from equipes.benchmark.tables import markdown, published, write_results
 
 __all__ = [
     "CRYSTALS",
+    "TRANSITIONS",
     "BenchmarkSettings",
     "Case",
     "Crystal",
     "CrystalResult",
     "HeldOut",
     "Row",
+    "Transition",
+    "TransitionResult",
     "crystal_benchmark",
     "markdown",
     "molecule_frames",
@@ -25,5 +29,6 @@ __all__ = [
     "rmd17_case",
     "run",
     "temperature_case",
+    "transition_benchmark",
     "write_results",
 ]

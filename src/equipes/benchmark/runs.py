@@ -30,7 +30,7 @@ class BenchmarkSettings:
     """What all trainings of a benchmark have in common.
 
     Attributes:
-        minutes: wall-clock budget of each training, validation included.
+        minutes: budget of each training, validation included.
         seed: of weights and batches.
         overrides: settings `key=value` as for `equipes train`, by architecture; "" is for all.
     """
@@ -48,9 +48,9 @@ class Row:
         benchmark, system, n_train, architecture, test: what was trained and where it was tested.
         errors: mean absolute and root mean square errors: `energy_mae_mev`, `energy_mae_mev_per_atom`,
             `forces_mae_mev_per_ang`, and the same with `rmse`; None where the test has no such label.
-        hours: wall-clock time of the training.
+        hours: time of the training, by the clock of its budget.
         steps, parameters: optimiser steps made, numbers learnt.
-        conditions: versions, threads, processor.
+        conditions: versions, threads, processor, and the clock of the budget.
     """
 
     benchmark: str
@@ -106,7 +106,7 @@ def run(case: Case, architecture: str, settings: BenchmarkSettings, out: Path) -
         "hours": result.minutes / 60,
         "steps": result.steps,
         "parameters": sum(p.numel() for p in potential.parameters() if p.requires_grad),
-        "conditions": _conditions(),
+        "conditions": {**_conditions(), "clock": config.train.clock},
     }
     rows = []
     for test in case.tests:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from equipes.calculators.ase import Calculator
+from equipes.calculators.committee import Committee
 
-__all__ = ["Calculator"]
+__all__ = ["Calculator", "Committee"]

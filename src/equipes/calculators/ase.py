@@ -50,6 +50,8 @@ class Calculator(AseCalculator):
         skin: Å added to the cutoff when neighbours are collected; the list serves until an atom has moved half of it.
         exact: do not freeze the model.
         freeze: freeze it in float64 too, where otherwise the model itself runs: some 1e-8 eV/Å away, many times faster.
+        feature_distance: put `feature_distance` `[N]` into the results too: how far each atom is from what the
+            potential was trained on, 1 being the limit (`equipes.models.familiarity`). It costs one forward pass.
 
     Attributes:
         potential: the model; None if a frozen one was given.
@@ -57,8 +59,8 @@ class Calculator(AseCalculator):
 
     Raises:
         InputError: a file that is no model, an unknown dtype or device, a negative skin, a frozen potential that shall
-            be exact or run on another device; when calculating, an element that the potential does not know, or a
-            structure without sense (see `AtomGraph.from_atoms`).
+            be exact or run on another device, feature distances of a potential that has none; when calculating, an
+            element that the potential does not know, or a structure without sense (see `AtomGraph.from_atoms`).
         PropertyNotImplementedError: the stress of a structure whose cell has no volume.
 
     >>> from ase.build import bulk
@@ -83,8 +85,11 @@ class Calculator(AseCalculator):
         modal: str | None = None,
         species: Sequence[str] | None = None,
         freeze: bool = False,
+        feature_distance: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(model, list | tuple):
+            raise InputError("several models make a committee: equipes.Committee([…])")
         if not (np.isfinite(skin) and skin >= 0):
             raise InputError(f"the skin must be a length of 0 Å or more, not {skin}")
         self.device = _device(device)
@@ -115,6 +120,9 @@ class Calculator(AseCalculator):
             and kernel_name() == "native"
             and can_freeze(self.potential)
         )
+        self._tells_distance = feature_distance
+        if feature_distance:
+            self._refuse_unfamiliar()
         self._types: tuple[NeighborList, np.ndarray] | None = None
         self._prepared_for: bytes | None = None
         reach = self.potential or self.frozen
@@ -188,13 +196,42 @@ class Calculator(AseCalculator):
             )
         stress = has_volume and (periodic or "stress" in properties)
         numbers = structure.numbers.tobytes()
-        if numbers != self._prepared_for:  # looking at every symbol takes as long as a small molecule's forces
+        if (
+            numbers != self._prepared_for
+        ):  # looking at every symbol takes as long as a small molecule's forces
             self.freeze_for(set(structure.symbols))
             self._prepared_for = numbers
         if self.frozen is not None:
             self._calculate_frozen(structure, stress=stress)
         else:
             self._calculate_exactly(structure, stress=stress)
+        if self._tells_distance:
+            self.results["feature_distance"] = self.feature_distances(structure)
+
+    def feature_distances(self, structure: ase.Atoms) -> np.ndarray:
+        """How far each atom of a structure is from what the potential was trained on, `[N]`; 1 is the limit.
+
+        One forward pass of the exact model, whatever calculates energies and forces.
+
+        Raises:
+            InputError: a frozen potential, or one that was not told what it was trained on; see `calculate`.
+        """
+        potential = self._refuse_unfamiliar()
+        graph = self._neighbors.graph(structure)
+        if self.device.type != "cpu":
+            graph = graph.to(self.device)
+        return potential.feature_distances(graph).numpy()
+
+    def _refuse_unfamiliar(self) -> Potential:
+        if self.potential is None:
+            raise InputError(
+                "a frozen potential has no feature distances; give the model that it was made from"
+            )
+        if self.potential.familiarity is None:
+            raise InputError(
+                "the potential does not know what it was trained on; tell it with `equipes familiarize MODEL FRAMES`"
+            )
+        return self.potential
 
     def _calculate_frozen(self, structure: ase.Atoms, *, stress: bool) -> None:
         assert self.frozen is not None

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from equipes.cli.inputs import KeysOption, UnitsOption, naming_options, parse_keys, parse_units
-from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
+from equipes.cli.output import (
+    STDOUT,
+    JsonPath,
+    Overwrite,
+    check_json_path,
+    print_table,
+    stdout_console,
+    write_json,
+)
 from equipes.errors import InputError
 from equipes.files import refuse_overwrite
 
@@ -210,10 +218,9 @@ def _between(limits: Sequence[float], spec: str) -> str:
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    console = stdout_console()
     console.print()
     if not findings:
         console.print("nothing suspicious found")

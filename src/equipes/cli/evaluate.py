@@ -14,15 +14,18 @@ from equipes.cli.inputs import (
     ModalOption,
     ModelPath,
     UnitsOption,
+    members,
     naming_options,
     parse_keys,
     parse_units,
 )
-from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
+from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, stdout_console, write_json
 from equipes.errors import InputError
 from equipes.files import refuse_overwrite
 
 if TYPE_CHECKING:
+    import ase
+
     from equipes.data import Frame, LabelKeys, Units
     from equipes.models import Potential
     from equipes.training.metrics import FramePrediction
@@ -94,7 +97,10 @@ def evaluate(
     dtype: DTypeOption = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare a model with labelled data: errors of energy, forces and stress, in all and by kind."""
+    """Compare a model with labelled data: errors of energy, forces and stress, in all and by kind.
+
+    A committee, MODEL,MODEL,…, and a model that knows what it was trained on also say how sure they are of each atom.
+    """
     check_json_path(json, overwrite=overwrite)
     if report is not None:
         _check_target(report, overwrite=overwrite)
@@ -113,17 +119,23 @@ def evaluate(
     from equipes.report import write_plots, write_report
     from equipes.training.metrics import check_species, error_metrics
     from equipes.training.suspicions import suspicions
+    from equipes.training.uncertainty import uncertainty_metrics
 
-    potential = equipes.load(model, device=check_device(device), dtype=dtype, modal=modal)
+    potentials = [
+        equipes.load(path, device=check_device(device), dtype=dtype, modal=modal) for path in members(model)
+    ]
+    potential = potentials[0]
     frames = _read(data, label_keys, declared, potential)
-    check_species(potential, frames)
+    for member in potentials:
+        check_species(member, frames)
     if all(frame.energy is None and frame.forces is None and frame.stress is None for frame in frames):
         raise InputError(
             f"{', '.join(data)}: no energies, forces or stresses to compare with; name them with --keys, or use "
             "`equipes predict` for structures without labels"
         )
-    predictions = _predict(potential, frames, batch_size)
+    predictions = _predict(potentials, frames, batch_size)
     errors = error_metrics(frames, predictions)
+    errors["uncertainty"] = uncertainty_metrics(frames, predictions)
     warnings = suspicions(frames, predictions)
     numbers = {
         "model": str(model),
@@ -147,7 +159,8 @@ def evaluate(
             report,
             frames,
             predictions,
-            model=potential.summary(),
+            model=potential.summary()
+            | ({"committee": list(map(str, members(model)))} if potentials[1:] else {}),
             title=_name(model),
             subtitle=f"{errors['n_frames']} frames, {errors['n_atoms']} atoms of {', '.join(data)}",
             warnings=warnings,
@@ -175,7 +188,11 @@ def predict(
     dtype: DTypeOption = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write structures with the energy, forces and (where there is a volume) stress that a model predicts."""
+    """Write structures with the energy, forces and (where there is a volume) stress that a model predicts.
+
+    Of a committee, MODEL,MODEL,…, and of a model that knows what it was trained on, extended XYZ also has the columns
+    forces_std (eV/Å) and feature_distance.
+    """
     _check_target(target, overwrite=overwrite)
     declared = parse_units(units)
 
@@ -189,11 +206,19 @@ def predict(
         formats = ", ".join(EXTENDED_XYZ + BY_ASE)
         raise InputError(f"cannot write {target}: unknown format {target.suffix!r}; use one of {formats}")
 
-    potential = equipes.load(model, device=check_device(device), dtype=dtype, modal=modal)
-    frames = _read([source], LabelKeys(), declared, potential)
-    predictions = _predict(potential, frames, batch_size)
+    potentials = [
+        equipes.load(path, device=check_device(device), dtype=dtype, modal=modal) for path in members(model)
+    ]
+    frames = _read([source], LabelKeys(), declared, potentials[0])
+    predictions = _predict(potentials, frames, batch_size)
     labelled = [
-        replace(frame, energy=prediction.energy, forces=prediction.forces, stress=prediction.stress)
+        replace(
+            frame,
+            atoms=_with_uncertainty(frame.atoms, prediction),
+            energy=prediction.energy,
+            forces=prediction.forces,
+            stress=prediction.stress,
+        )
         for frame, prediction in zip(frames, predictions, strict=True)
     ]
     write_frames(labelled, target, overwrite=overwrite)
@@ -244,18 +269,31 @@ def _units_of_training(provenance: Mapping[str, Any]) -> str | None:
     return ",".join(f"{name}={unit}" for name, unit in value.items() if unit is not None) or None
 
 
-def _predict(potential: Potential, frames: Sequence[Frame], batch_size: int | None) -> list[FramePrediction]:
+def _with_uncertainty(atoms: ase.Atoms, prediction: FramePrediction) -> ase.Atoms:
+    """The structure with what is known of the prediction's uncertainty as columns and facts."""
+    atoms = atoms.copy()
+    for name in ("forces_std", "feature_distance"):
+        if getattr(prediction, name) is not None:
+            atoms.set_array(name, getattr(prediction, name))
+    if prediction.energy_std is not None:
+        atoms.info["energy_std"] = prediction.energy_std
+    return atoms
+
+
+def _predict(
+    potentials: Sequence[Potential], frames: Sequence[Frame], batch_size: int | None
+) -> list[FramePrediction]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from equipes.training.metrics import predict_frames
+    from equipes.training.uncertainty import predict_with_uncertainty
 
     columns = (TextColumn("frames"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("frames", total=len(frames))
-        return predict_frames(
-            potential,
+        task = bar.add_task("frames", total=len(frames) * len(potentials))
+        return predict_with_uncertainty(
+            potentials,
             frames,
             batch_size=batch_size,
             progress=lambda done, _: bar.update(task, completed=done),
@@ -267,8 +305,8 @@ def _training_log(model: Path, given: Path | None) -> Path | None:
         if not given.is_file():
             raise InputError(f"--metrics {given}: no such file; give the metrics.csv of a training")
         return given
-    beside = model.parent / "metrics.csv"
-    return beside if model.is_file() and beside.is_file() else None
+    beside = members(model)[0].parent / "metrics.csv"
+    return beside if members(model)[0].is_file() and beside.is_file() else None
 
 
 def _dynamics_log(given: Path | None) -> Path | None:
@@ -282,7 +320,8 @@ def _dynamics_log(given: Path | None) -> Path | None:
 
 def _name(model: Path) -> str:
     # Every training calls its model model.safetensors; the directory tells them apart.
-    return f"{model.parent.name}/{model.name}" if model.parent.name else model.name
+    names = [f"{path.parent.name}/{path.name}" if path.parent.name else path.name for path in members(model)]
+    return names[0] if len(names) == 1 else f"committee of {', '.join(names)}"
 
 
 def _say(line: str, json: Path | None) -> None:
@@ -290,12 +329,11 @@ def _say(line: str, json: Path | None) -> None:
 
 
 def _print_errors(errors: Mapping[str, Any], title: str) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from equipes.report.tables import group_rows, labelled, summary_rows
 
-    console = Console()
+    console = stdout_console()
     counts = f"{errors['n_frames']} frames, {errors['n_atoms']} atoms"
     console.print(Text(f"{title}: {counts}", style="bold"), soft_wrap=True)
     _print_table(console, *summary_rows(errors), first="")
@@ -307,6 +345,17 @@ def _print_errors(errors: Mapping[str, Any], title: str) -> None:
     if errors["per_config_type"]:
         rows = group_rows(errors["per_config_type"], labelled(errors))
         _print_table(console, *rows, first="configuration type")
+    if errors["uncertainty"]:
+        from equipes.report.uncertainty import uncertainty_rows
+
+        _print_table(console, *uncertainty_rows(errors["uncertainty"]), first="uncertainty")
+        console.print(
+            "rank: Spearman's correlation with the length of the force's error on each atom (energy: of each frame); "
+            "error below and above a distance of 1: RMS, meV/Å",
+            style="dim",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _print_table(

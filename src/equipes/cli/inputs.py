@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 ModelPath = Annotated[
     Path,
     typer.Argument(
-        metavar="MODEL", help="A model: *.safetensors, or the name of a published one (equipes models list)."
+        metavar="MODEL",
+        help="A model: *.safetensors, or the name of a published one (equipes models list); "
+        "A,B,C is a committee, where energies and forces are wanted.",
     ),
 ]
 ModalOption = Annotated[
@@ -47,6 +49,16 @@ KeysOption = Annotated[
         "(labels: energy, forces, stress, config_type).",
     ),
 ]
+
+
+def members(model: Path) -> list[Path]:
+    """The models of an argument MODEL[,MODEL…]; one, if there is a file of the whole name."""
+    if model.exists():
+        return [model]
+    names = [Path(name) for name in str(model).split(",") if name]
+    if len(set(names)) < len(names):
+        raise InputError(f"{model}: a model stands twice in the committee; name each once")
+    return names
 
 
 def parse_units(text: str | None) -> Units | None:

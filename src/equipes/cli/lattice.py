@@ -1,4 +1,4 @@
-"""`equipes eos`, `elastic`, `phonons` and `conductivity`: properties of crystals."""
+"""`equipes eos`, `elastic` and `phonons`: properties of crystals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from equipes.cli.running import Device, Dtype, Exact, FrameNumber, Precision, St
 from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, workflow
 
 if TYPE_CHECKING:
-    from equipes.simulate.conductivity import ConductivityResult
     from equipes.simulate.elastic import ElasticResult
     from equipes.simulate.eos import EquationOfStateResult
     from equipes.simulate.phonons import PhononResult
@@ -43,7 +42,6 @@ def register(app: typer.Typer) -> None:
     app.command()(eos)
     app.command()(elastic)
     app.command()(phonons)
-    app.command()(conductivity)
 
 
 def eos(
@@ -213,82 +211,6 @@ def phonons(
         run.finish(result, phonon_rows(result), figures=figures, structures=[result.atoms])
 
 
-def conductivity(
-    model: ModelPath,
-    structure: StructurePath,
-    out: OutDirectory = None,
-    supercell: Supercell = None,
-    length: Length = 10.0,
-    displacement: Annotated[float, typer.Option(help="Å.")] = 0.03,
-    cutoff_pair: Annotated[
-        float | None,
-        typer.Option("--cutoff-pair", help="Leave out pairs of displaced atoms farther apart, Å."),
-    ] = None,
-    mesh: Annotated[
-        list[float] | None,
-        typer.Option("--mesh", help="Sizes, Å, of the q-point meshes; repeat.", show_default="28, 36, 44"),
-    ] = None,
-    temperature: Annotated[
-        list[float] | None, typer.Option("--temperature", help="K; repeat.", show_default="100 … 1000")
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full/--rta-only", help="Solve the Boltzmann equation in full too.")
-    ] = True,
-    isotopes: Annotated[
-        bool, typer.Option("--isotopes/--no-isotopes", help="Scattering by natural isotopes.")
-    ] = True,
-    relax: RelaxFirst = True,
-    born: Born = None,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float64,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Lattice thermal conductivity of a crystal against temperature, from third-order force constants."""
-    from equipes.simulate.conductivity import ConductivityOptions
-    from equipes.simulate.conductivity import conductivity as calculate
-
-    plain = ConductivityOptions()
-    options = ConductivityOptions(
-        supercell=supercell,
-        length=length,
-        displacement=displacement,
-        cutoff_pair=cutoff_pair,
-        meshes=tuple(mesh) if mesh else plain.meshes,
-        temperatures=tuple(temperature) if temperature else plain.temperatures,
-        full=full,
-        isotopes=isotopes,
-        relax=relax,
-        born=None if born is None else str(born),
-    )
-    with workflow(
-        "conductivity",
-        options,
-        model=model,
-        modal=modal,
-        exact=exact,
-        structure=structure,
-        frame=frame,
-        device=device,
-        dtype=dtype,
-        out=out,
-        json=json,
-        resume=resume,
-        overwrite=overwrite,
-    ) as run:
-        result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
-        from equipes.report.crystals import conductivity_plot
-
-        figures = {
-            "conductivity.png": ("conductivity over temperature and mesh", lambda: conductivity_plot(result))
-        }
-        run.finish(result, conductivity_rows(result), figures=figures, structures=[result.atoms])
-
-
 def eos_rows(result: EquationOfStateResult) -> Iterator[tuple[str, object]]:
     """The numbers of an equation of state, for people."""
     constants = (
@@ -341,14 +263,3 @@ def phonon_rows(result: PhononResult) -> Iterator[tuple[str, object]]:
             f" entropy {thermal.entropy_j_per_k_per_mol[at]:.3f} J/K,"
             f" free energy {thermal.free_energy_kj_per_mol[at]:.3f} kJ per mole of {formula}",
         )
-
-
-def conductivity_rows(result: ConductivityResult) -> Iterator[tuple[str, object]]:
-    """The numbers of a conductivity, for people."""
-    solutions = [("relaxation time", result.relaxation_time[-1])]
-    if result.full is not None:
-        solutions.append(("full solution", result.full[-1]))
-    for name, values in solutions:
-        for temperature, value in zip(result.temperatures_k, values, strict=True):
-            tensor = " ".join(f"{component:.3f}" for component in value[:3])
-            yield f"{name}, {temperature:g} K", f"{value[:3].mean():.3f} W/(m K) (xx yy zz: {tensor})"

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
+from equipes.cli.output import (
+    STDOUT,
+    JsonPath,
+    Overwrite,
+    check_json_path,
+    print_table,
+    stdout_console,
+    write_json,
+)
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,7 +46,6 @@ def list_models(json: JsonPath = None, overwrite: Overwrite = False) -> None:
     write_json({"models": facts}, json, overwrite=overwrite)
     if json == STDOUT:
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -50,7 +57,7 @@ def list_models(json: JsonPath = None, overwrite: Overwrite = False) -> None:
     for fact in facts:
         row = (fact["name"], fact["functional"], len(fact["elements"]), fact["licence"])
         table.add_row(*map(str, row), "yes" if fact["here"] else "", Text(fact["about"]))
-    Console().print(table)
+    stdout_console().print(table)
 
 
 def get(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from equipes.files import atomic_write, refuse_overwrite
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 JsonPath = Annotated[
     Path | None,
@@ -44,15 +48,22 @@ def write_json(data: Mapping[str, Any], path: Path | None, *, overwrite: bool = 
         temporary.write_text(text, encoding="utf-8")
 
 
+def stdout_console() -> Console:
+    """For tables on stdout: in a file or a pipe lines are as long as they need to be, unless COLUMNS says otherwise."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
+    return Console(width=width)
+
+
 def print_table(rows: Iterable[tuple[str, object]], *, title: str | None = None, quiet: bool = False) -> None:
     """Two columns, name and value, to stdout; nothing when `quiet` (stdout then belongs to JSON)."""
     if quiet:
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = stdout_console()
     if title is not None:
         console.print(Text(title, style="bold"), soft_wrap=True)
     table = Table(show_header=False, box=None, pad_edge=False)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from equipes.cli.inputs import members
+
 if TYPE_CHECKING:
     import ase
     from rich.progress import Progress
@@ -44,32 +46,43 @@ Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the ne
 def start(
     model: Path, modal: str | None, structure: Path, frame: int, device: str, dtype: Precision, *, exact: bool
 ) -> tuple[ase.Atoms, Any]:
-    """The structure, and the model as a calculator."""
-    from equipes.calculators import Calculator
+    """The structure, and the model or the committee of models as a calculator."""
+    from equipes.calculators import Calculator, Committee
     from equipes.simulate.structures import read_structure
 
     atoms = read_structure(structure, frame)
+    models = members(model)
+    calculator: Calculator | Committee
     # Frozen in float64 too: what is left of the splines is far below what finite displacements need.
-    calculator = Calculator(
-        model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
-    )
+    if len(models) > 1:
+        calculator = Committee(
+            models, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
+        )
+    else:
+        calculator = Calculator(
+            model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
+        )
     _freeze(calculator, atoms)
     return atoms, calculator
 
 
 def _freeze(calculator: Any, atoms: ase.Atoms) -> None:
-    """Freeze the potential ahead of the work, and say how far it is from the model."""
-    from equipes.calculators.ase import Calculator
+    """Freeze the potentials ahead of the work, and say how far they are from the models."""
+    from equipes.calculators import Calculator, Committee
 
-    frozen = calculator.freeze_for(atoms.symbols) if isinstance(calculator, Calculator) else None
-    if frozen is None:
+    if not isinstance(calculator, Calculator | Committee):
         return
-    off = frozen.deviation
-    typer.echo(
-        f"Frozen for {', '.join(frozen.species)}: within {off['energy']:.1e} eV/atom, {off['forces']:.1e} eV/Å, "
-        f"{off['stress']:.1e} eV/Å³ of the model (--exact runs the model itself)",
-        err=True,
-    )
+    parts = calculator.members if isinstance(calculator, Committee) else [calculator]
+    for member in parts:
+        frozen = member.freeze_for(atoms.symbols)
+        if frozen is None:
+            continue
+        off = frozen.deviation
+        typer.echo(
+            f"Frozen for {', '.join(frozen.species)}: within {off['energy']:.1e} eV/atom, {off['forces']:.1e} eV/Å, "
+            f"{off['stress']:.1e} eV/Å³ of the model (--exact runs the model itself)",
+            err=True,
+        )
 
 
 def check_targets(paths: Sequence[Path | None], *, overwrite: bool, structures: bool = True) -> None:
@@ -112,7 +125,8 @@ def fingerprint(model: Path, modal: str | None, dtype: Precision, *, exact: bool
     """Tells one model from another in a checkpoint, wherever its file lies."""
     from equipes.foundation import locate
 
-    name = f"sha256:{hashlib.sha256(locate(model).read_bytes()).hexdigest()[:16]} in {dtype.value}"
+    hashes = [hashlib.sha256(locate(path).read_bytes()).hexdigest()[:16] for path in members(model)]
+    name = f"sha256:{' + '.join(hashes)} in {dtype.value}"
     name = f"{name}, exact" if exact else name
     return name if modal is None else f"{name} for {modal}"
 

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from equipes.simulate.records import Row
 
 
+# A run that a limit on its uncertainty ended: neither a failure nor an interrupt.
+UNCERTAIN_STATUS = 3
+
+
 class EnsembleName(StrEnum):
     """Ensembles of molecular dynamics."""
 
@@ -196,6 +200,23 @@ def md(
     reach: Annotated[float, typer.Option(help="Of radial distributions, Å; 0: none.")] = 6.0,
     thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
+    max_forces_std: Annotated[
+        float | None,
+        typer.Option(
+            "--max-forces-std", help="Stop when a committee's forces on an atom scatter by more, eV/Å."
+        ),
+    ] = None,
+    max_feature_distance: Annotated[
+        float | None,
+        typer.Option(
+            "--max-feature-distance",
+            help="Stop when an atom is farther than this from what the model was trained on; 1 is what 99 of 100 "
+            "atoms of its validation frames stay below.",
+        ),
+    ] = None,
+    uncertainty_interval: Annotated[
+        int, typer.Option("--uncertainty-interval", help="Steps between two looks at feature distances.")
+    ] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     modal: ModalOption = None,
     frame: FrameNumber = 0,
@@ -205,8 +226,11 @@ def md(
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Molecular dynamics at constant energy (nve), temperature (nvt), or temperature and pressure (npt)."""
-    from equipes.simulate import MDSettings, run_md
+    """Molecular dynamics at constant energy (nve), temperature (nvt), or temperature and pressure (npt).
+
+    Exit status 3 where the model became unsure and --max-… said to stop.
+    """
+    from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
     atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
@@ -228,6 +252,9 @@ def md(
         thermostat=thermostat.value,
         temperature_end=temperature_end,
         pressure_end=pressure_end,
+        max_forces_std=max_forces_std,
+        max_feature_distance=max_feature_distance,
+        uncertainty_interval=uncertainty_interval,
     )
     quiet = json == STDOUT
     with progress_bar() as progress, stopping():
@@ -259,6 +286,13 @@ def md(
     )
     print_result(lines, result.provenance, f"{out}: {written}", quiet=quiet)
     write_json(result.summary, json, overwrite=overwrite)
+    if result.uncertain is not None:
+        typer.echo(
+            f"Stopped at {result.uncertain}; that structure is {out / records.UNCERTAIN}, and the same command with "
+            "--resume and a higher limit continues.",
+            err=True,
+        )
+        raise typer.Exit(UNCERTAIN_STATUS)
     if result.interrupted:
         done = result.summary["steps"]
         typer.echo(

@@ -44,6 +44,20 @@ def train(
             help="Frames to train on; may be given more than once. No config needed.",
         ),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Fine-tune this potential: a file, or a name that `equipes models list` has.",
+        ),
+    ] = None,
+    modal: Annotated[
+        str | None,
+        typer.Option(
+            "--modal", help="Of a --from with several kinds of reference calculation, the one to fine-tune."
+        ),
+    ] = None,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -52,7 +66,7 @@ def train(
     """Train a potential: from a config file, or from data alone.
 
     Examples: `equipes train configs/ethanol.yaml --out run`, `equipes train --data frames.xyz --out run`,
-    `equipes train --out run --resume`.
+    `equipes train --from 7net-0 --data frames.xyz --out run`, `equipes train --out run --resume`.
     """
     if out is None:
         raise InputError("say where the model shall go: --out DIR")
@@ -61,6 +75,9 @@ def train(
         raise InputError(
             f"both the config {path} and --data are given; set data.train in the config, or leave it out"
         )
+    for key, value in (("base", base), ("modal", modal)):
+        if value is not None:
+            overrides.insert(0, f"fine_tuning.{key}={jsonlib.dumps(value)}")
     if data:
         overrides.insert(0, f"data.train={jsonlib.dumps([str(file) for file in data])}")
     if path is None and not data and not any(override.startswith("data") for override in overrides):
@@ -167,7 +184,28 @@ def _print(result: TrainingResult, *, quiet: bool) -> None:
     console.print(table)
     print_table(
         [
+            *_of_fine_tuning(result),
             ("ended", f"{result.reason}; {result.steps} steps, {result.minutes:.1f} minutes"),
             ("best", f"step {result.validation.get('step')}, lowest validation loss, averaged weights"),
         ]
     )
+
+
+def _of_fine_tuning(result: TrainingResult) -> list[tuple[str, str]]:
+    """What a fine-tuning began with, and what it forgot."""
+    from equipes.training.display import errors_in_words
+
+    facts = result.fine_tuning
+    if facts is None:
+        return []
+    before = facts["validation_before"]
+    rows = [("before", f"{errors_in_words(before)} on the validation frames, by {facts['base']}")]
+    forgetting = facts["forgetting"]
+    if forgetting is None:
+        return [*rows, ("forgotten", "not measured: there is no structure to measure it on")]
+    size = forgetting["size"]["forces_rmse_mev_per_ang"]
+    what = f"from {facts['base']} on {forgetting['n_structures']} {forgetting['structures']}"
+    return [
+        *rows,
+        ("forgotten", f"{errors_in_words(forgetting['after'], '')} {what} (forces of {size:.0f} meV/Å rms)"),
+    ]

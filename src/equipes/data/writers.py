@@ -58,6 +58,10 @@ def _write_by_ase(frames: Sequence[Frame], path: Path) -> None:
             database.write(labelled_atoms(frame), data=labelled_atoms(frame).info)
 
 
+# Columns that a prediction may have beside its labels.
+_OF_PREDICTIONS = ("forces_std", "feature_distance")
+
+
 def labelled_atoms(frame: Frame) -> ase.Atoms:
     """The structure with its labels as results of a calculator, the way ASE keeps them."""
     atoms = frame.atoms.copy()
@@ -82,17 +86,26 @@ def _write_extended_xyz(frame: Frame, file: TextIO) -> None:
     header = []
     if atoms.cell.any():
         header.append(f'Lattice="{_row(atoms.cell.array.ravel())}"')
-    header.append("Properties=species:S:1:pos:R:3" + (":forces:R:3" if frame.forces is not None else ""))
+    columns = {"pos": atoms.positions, "forces": frame.forces}
+    columns |= {name: atoms.arrays.get(name) for name in _OF_PREDICTIONS}
+    present = {
+        name: np.reshape(values, (len(atoms), -1)) for name, values in columns.items() if values is not None
+    }
+    header.append(
+        "Properties=species:S:1" + "".join(f":{name}:R:{v.shape[1]}" for name, v in present.items())
+    )
     if frame.config_type is not None:
         header.append(f"config_type={_quoted(frame.config_type)}")
     if frame.energy is not None:
         header.append(f"energy={frame.energy!r}")
     if frame.stress is not None:
         header.append(f'stress="{_row(frame.stress.ravel())}"')
+    if "energy_std" in atoms.info:
+        header.append(f"energy_std={float(atoms.info['energy_std'])!r}")
     header.append('pbc="{}"'.format(" ".join("FT"[int(periodic)] for periodic in atoms.pbc)))
-    columns = atoms.positions if frame.forces is None else np.hstack([atoms.positions, frame.forces])
+    numbers = np.hstack(list(present.values()))
     rows = (
-        f"{symbol:2} {_row(row)}\n" for symbol, row in zip(atoms.get_chemical_symbols(), columns, strict=True)
+        f"{symbol:2} {_row(row)}\n" for symbol, row in zip(atoms.get_chemical_symbols(), numbers, strict=True)
     )
     file.write(f"{len(atoms)}\n{' '.join(header)}\n")
     file.writelines(rows)

@@ -55,6 +55,8 @@ def locate(model: str | os.PathLike[str], *, report: Callable[[str], None] = fet
         InputError: neither a file nor a published potential, or one that cannot be fetched.
     """
     path = Path(model)
+    if "," in str(model) and not path.exists():
+        raise InputError(f"{model}: several models, where one is wanted; give one of them")
     if path.exists() or path.name != str(model) or path.suffix == ".safetensors":
         return path
     if published(str(model)) is None:

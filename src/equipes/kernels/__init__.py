@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -15,11 +19,36 @@ from equipes.kernels import native, reference
 from equipes.kernels.form import MessagePassingForm
 from equipes.kernels.native import operation
 
-__all__ = ["KERNELS", "MessagePassingForm", "kernel_name", "message_passing"]
+__all__ = ["KERNELS", "Call", "MessagePassingForm", "kernel_name", "message_passing", "recorded"]
 
 # The best one first.
 KERNELS = {"native": operation.message_passing} if native.usable_instruction_sets() else {}
 KERNELS["reference"] = reference.message_passing
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of `message_passing`: its arguments and what came out."""
+
+    form: MessagePassingForm
+    x: Tensor
+    harmonics: Tensor
+    weights: Tensor
+    messages: Tensor
+
+
+_record: ContextVar[list[Call] | None] = ContextVar("record", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Call]]:
+    """Collects the calls of `message_passing` made inside, in order, for derivatives that go along the edges."""
+    calls: list[Call] = []
+    token = _record.set(calls)
+    try:
+        yield calls
+    finally:
+        _record.reset(token)
 
 
 def kernel_name() -> str:
@@ -58,4 +87,8 @@ def message_passing(
     Raises:
         InputError: `EQUIPES_KERNEL` names a kernel that is not there.
     """
-    return KERNELS[kernel_name()](form, x, harmonics, weights, graph)
+    messages = KERNELS[kernel_name()](form, x, harmonics, weights, graph)
+    calls = _record.get()
+    if calls is not None:
+        calls.append(Call(form, x, harmonics, weights, messages))
+    return messages

@@ -8,7 +8,7 @@ from equipes.models.nequip import NequIP
 from equipes.models.potential import Potential, Prediction
 from equipes.models.registry import ARCHITECTURES, DTYPES, build
 from equipes.models.sevennet import SevenNet
-from equipes.models.variants import adapted, choose_modality, keep_species
+from equipes.models.variants import adapted, add_species, choose_modality, keep_species, nearest_element
 
 __all__ = [
     "ARCHITECTURES",
@@ -19,6 +19,7 @@ __all__ = [
     "Prediction",
     "SevenNet",
     "adapted",
+    "add_species",
     "build",
     "choose_modality",
     "convert",
@@ -26,4 +27,5 @@ __all__ = [
     "keep_species",
     "load",
     "load_frozen",
+    "nearest_element",
 ]

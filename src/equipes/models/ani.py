@@ -127,6 +127,10 @@ class ANI(Architecture):
         self.networks = ElementNetworks(n, [n_functions, *hidden, 1])
         self.scale_shift = ScaleShift(per_type_energy_scales, per_type_energy_shifts, species)
 
+    def last_readout(self) -> nn.Module:
+        """See `Architecture.last_readout`."""
+        return self.networks
+
     def forward(self, types: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Energies of the atoms, `[N]` float64, eV.
 

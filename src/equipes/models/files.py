@@ -17,6 +17,7 @@ from equipes import __version__
 from equipes.errors import InputError
 from equipes.files import atomic_write
 from equipes.kernels import native
+from equipes.models.familiarity import Familiarity
 from equipes.models.frozen import FrozenPotential
 from equipes.models.potential import UNITS, Potential
 from equipes.models.registry import DTYPES, build
@@ -25,14 +26,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # Raised when the header or the names of weights change, together with a step in `load` that brings older files up.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What a file without anything newer says, so that older versions of equipes read it: 2 is for familiarity.
+_PLAIN_VERSION = 1
 _KEY = "equipes"
+_FAMILIARITY = "familiarity."
 
 
 def save(potential: Potential, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a potential; see `Potential.save`."""
+    known = potential.familiarity
     header = {
-        "format_version": FORMAT_VERSION,
+        "format_version": _PLAIN_VERSION if known is None else FORMAT_VERSION,
         "equipes_version": __version__,
         "architecture": potential.architecture,
         "species": list(potential.species),
@@ -44,13 +49,16 @@ def save(potential: Potential, path: str | os.PathLike[str], *, overwrite: bool 
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in potential.model.state_dict().items()
     }
+    if known is not None:
+        header["familiarity"] = dict(known.facts)
+        weights |= {_FAMILIARITY + name: array.contiguous() for name, array in known.arrays().items()}
     _write(path, header, weights, overwrite=overwrite)
 
 
 def save_frozen(frozen: FrozenPotential, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a frozen potential; see `FrozenPotential.save`."""
     header = {
-        "format_version": FORMAT_VERSION,
+        "format_version": _PLAIN_VERSION,
         "equipes_version": __version__,
         "architecture": frozen.architecture,
         "species": list(frozen.species),
@@ -106,6 +114,11 @@ def load(
             header["architecture"], header["species"], header["hyperparameters"], dtype=header["dtype"]
         )
         potential.provenance = header["provenance"]
+        extra = {name for name in weights if name.startswith(_FAMILIARITY)}
+        if extra or "familiarity" in header:
+            arrays = {name.removeprefix(_FAMILIARITY): weights.pop(name) for name in extra}
+            facts = header["familiarity"]
+            potential.familiarity = Familiarity.from_arrays(arrays, facts, len(potential.species))
     except KeyError as error:
         raise InputError(
             f"{path}: the model's header has no {error}; the file is damaged, fetch it again"
@@ -169,6 +182,7 @@ def convert(potential: Potential, dtype: str) -> Potential:
     """A copy of the potential with a network of another number type ("float32" or "float64")."""
     copy = build(potential.architecture, potential.species, potential.hyperparameters, dtype=dtype)
     copy.provenance = dict(potential.provenance)
+    copy.familiarity = potential.familiarity
     own = copy.model.state_dict()
     copy.model.load_state_dict(
         {name: tensor.detach().to(own[name].dtype) for name, tensor in potential.model.state_dict().items()}

@@ -14,7 +14,9 @@ from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.kernels import native
 from equipes.kernels.native.frozen import FrozenEngine, Neighbours
+from equipes.models import mace_blueprint
 from equipes.models.blueprint import EVEN, Blueprint, Layer, blueprint, can_describe
+from equipes.models.mace import MACE
 from equipes.models.potential import UNITS, Potential, Prediction
 from equipes.models.splines import choose_knots, polynomials
 
@@ -178,10 +180,12 @@ class FrozenPotential:
 
 def supports(potential: Potential) -> bool:
     """Whether a potential can be frozen here: a known architecture of a degree that the native code was built for."""
-    extension = native.module()
-    return (
-        extension is not None and can_describe(potential.model) and potential.model.l_max <= extension.max_l
-    )
+    extension, model = native.module(), potential.model
+    if extension is None:
+        return False
+    if type(model) is MACE:
+        return model.max_ell <= extension.max_l and mace_blueprint.can_describe(model)
+    return can_describe(model) and model.l_max <= extension.max_l
 
 
 def freeze(
@@ -210,8 +214,12 @@ def freeze(
             f"the potential knows {', '.join(potential.species)}"
         )
     exact = convert(potential, "float64").to("cpu").eval().requires_grad_(False)
-    plan = blueprint(exact.model, [potential.species.index(symbol) for symbol in wanted])
-    structure, arrays = describe(plan, TOLERANCES[potential.dtype] if tolerance is None else tolerance)
+    types = [potential.species.index(symbol) for symbol in wanted]
+    tolerance = TOLERANCES[potential.dtype] if tolerance is None else tolerance
+    if isinstance(exact.model, MACE):
+        structure, arrays = mace_blueprint.describe(exact.model, types, tolerance)
+    else:
+        structure, arrays = describe(blueprint(exact.model, types), tolerance)
     frozen = FrozenPotential(
         potential.architecture,
         wanted,

@@ -168,8 +168,8 @@ class MACE(Architecture):
             atom; one number or one for each head.
         heads: names of the readouts, when a model was trained on several levels of theory.
         head: the one to use; the only one, or the one named "Default".
-        num_elements: how many elements the normalisation counts; the species, or more for a model that was made for
-            more of them.
+        num_elements: how many elements the normalisation counts; the species, or more or fewer for a model that was
+            made for so many and then cut or extended.
 
     Raises:
         InputError: a value out of its range, a species, head or name that is not known.
@@ -253,7 +253,7 @@ class MACE(Architecture):
         radii = torch.tensor(covalent_radii[numbers], dtype=torch.float64)
         n = len(species)
         self.num_elements = n if num_elements is None else num_elements
-        require("num_elements", num_elements, self.num_elements >= n, f"at least {n}, the number of species")
+        require("num_elements", num_elements, self.num_elements >= 1, "at least 1")
         self.embedding = nn.Parameter(torch.randn(n, channels))
         self.basis = BesselBasis(num_bessel)
         transform = DISTANCE_TRANSFORMS[distance_transform]
@@ -297,6 +297,10 @@ class MACE(Architecture):
     def fixed_hyperparameters(self) -> dict[str, Any]:
         """See `Architecture.fixed_hyperparameters`."""
         return {"num_elements": self.num_elements}
+
+    def last_readout(self) -> nn.Module:
+        """See `Architecture.last_readout`."""
+        return self.readouts[-1]
 
     def forward(self, types: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Energies of the atoms, `[N]` float64, eV.

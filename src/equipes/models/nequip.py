@@ -200,6 +200,10 @@ class NequIP(Architecture):
             ZBL([atomic_numbers[symbol] for symbol in species], zbl_polynomial_cutoff_p) if zbl else None
         )
 
+    def last_readout(self) -> nn.Module:
+        """See `Architecture.last_readout`."""
+        return self.readout
+
     def forward(self, types: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Energies of the atoms, `[N]` float64, eV.
 

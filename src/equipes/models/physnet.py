@@ -125,6 +125,10 @@ class PhysNet(Architecture):
         self.blocks = nn.ModuleList(Module(num_features, num_basis, *residuals) for _ in range(num_modules))
         self.scale_shift = ScaleShift(per_type_energy_scales, per_type_energy_shifts, species)
 
+    def last_readout(self) -> nn.Module:
+        """See `Architecture.last_readout`."""
+        return self.blocks[-1].get_submodule("output_residuals")
+
     def forward(self, types: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Energies of the atoms, `[N]` float64, eV.
 

@@ -18,6 +18,7 @@ from equipes.kernels.native.engine import Engine, engine_for
 if TYPE_CHECKING:
     import os
 
+    from equipes.models.familiarity import Familiarity
     from equipes.models.frozen import FrozenPotential
 
 UNITS = {"energy": "eV", "length": "Ang", "forces": "eV/Ang", "stress": "eV/Ang^3"}
@@ -63,6 +64,10 @@ class Architecture(nn.Module):
         """Hyperparameters whose defaults depend on how many species there are, with their values in this model."""
         return {}
 
+    def last_readout(self) -> nn.Module | None:
+        """The module whose first input are the atoms' last invariant features, `[N, C]`; None if there is no such."""
+        return None
+
 
 class Potential(nn.Module):
     """A trained or trainable interatomic potential.
@@ -77,6 +82,7 @@ class Potential(nn.Module):
         cutoff: Å.
         provenance: how it came to be (data, configuration, versions), kept in the file.
         model: the architecture, from types, edge vectors and graph to energies of atoms.
+        familiarity: what it was trained on, to measure distances from; None if nobody fitted it.
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class Potential(nn.Module):
         self.cutoff = float(model.r_max)
         self.provenance = dict(provenance or {})
         self.model = model
+        self.familiarity: Familiarity | None = None
         table = torch.full((len(chemical_symbols),), -1, dtype=torch.int64)
         for index, symbol in enumerate(self.species):
             table[atomic_numbers[symbol]] = index
@@ -125,17 +132,11 @@ class Potential(nn.Module):
         Raises:
             InputError: an element that the potential does not know, or edges collected with a smaller cutoff.
         """
-        if graph.cutoff < self.cutoff:
-            raise InputError(
-                f"the graph has edges up to {graph.cutoff:g} Å, the potential reaches {self.cutoff:g} Å; "
-                f"build it with AtomGraph.from_atoms(atoms, {self.cutoff:g})"
-            )
         differentiate = forces or stress
         # Forces are derivatives, also where the caller switched autograd off.
         tracked = differentiate or (self.training and torch.is_grad_enabled())
+        types, graph = self.prepared(graph)
         with torch.inference_mode(False), torch.set_grad_enabled(tracked):
-            graph = _differentiable(graph)
-            types = self._types(graph)
             vectors = graph.edge_vectors()
             engine = self._engine(vectors)
             if engine is not None:
@@ -166,6 +167,46 @@ class Potential(nn.Module):
             virial=edge_virials,
         )
 
+    def features(self, graph: AtomGraph) -> Tensor:
+        """The invariant features of the atoms that the last readout sees, `[N, C]`, in the network's number type.
+
+        One forward pass through the modules, without derivatives.
+
+        Raises:
+            InputError: see `forward`; an architecture that has no such features.
+        """
+        readout = self.model.last_readout()
+        if readout is None:
+            raise InputError(f"a {self.architecture} potential has no features to compare atoms by")
+        caught: list[Tensor] = []
+        handle = readout.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+        try:
+            with torch.no_grad():
+                self._check_cutoff(graph)
+                self.model(self._types(graph), graph.edge_vectors(), graph)
+        finally:
+            handle.remove()
+        return caught[-1].detach()
+
+    def feature_distances(self, graph: AtomGraph) -> Tensor:
+        """How far the atoms are from what the potential was trained on, `[N]` float64; see `Familiarity`.
+
+        Raises:
+            InputError: see `features`; a potential that was not told what it was trained on.
+        """
+        if self.familiarity is None:
+            raise InputError(
+                "the potential does not know what it was trained on; tell it with `equipes familiarize MODEL FRAMES`"
+            )
+        return self.familiarity.distances(self.features(graph), self._types(graph))
+
+    def _check_cutoff(self, graph: AtomGraph) -> None:
+        if graph.cutoff < self.cutoff:
+            raise InputError(
+                f"the graph has edges up to {graph.cutoff:g} Å, the potential reaches {self.cutoff:g} Å; "
+                f"build it with AtomGraph.from_atoms(atoms, {self.cutoff:g})"
+            )
+
     def _engine(self, vectors: Tensor) -> Engine | None:
         """What runs the whole model natively; None where autograd through its modules is wanted or the only way."""
         if kernels.kernel_name() != "native" or vectors.device.type != "cpu" or vectors.requires_grad:
@@ -186,6 +227,17 @@ class Potential(nn.Module):
             energies.sum(), vectors, create_graph=self.training, allow_unused=True, materialize_grads=True
         )
         return energies, gradient
+
+    def prepared(self, graph: AtomGraph) -> tuple[Tensor, AtomGraph]:
+        """Index of each atom's species `[N]`, and the graph as autograd can work with it.
+
+        Raises:
+            InputError: an element that the potential does not know, or edges collected with a smaller cutoff.
+        """
+        self._check_cutoff(graph)
+        with torch.inference_mode(False):
+            graph = _differentiable(graph)
+            return self._types(graph), graph
 
     def _types(self, graph: AtomGraph) -> Tensor:
         types = self.type_of_number[graph.numbers]
@@ -246,6 +298,7 @@ class Potential(nn.Module):
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "hyperparameters": self.hyperparameters,
             "units": UNITS,
+            "familiarity": None if self.familiarity is None else dict(self.familiarity.facts),
             "provenance": self.provenance,
         }
 

@@ -94,6 +94,10 @@ class SchNet(Architecture):
         self.readout_2 = nn.Linear(max(1, num_features // 2), 1)
         self.scale_shift = ScaleShift(per_type_energy_scales, per_type_energy_shifts, species)
 
+    def last_readout(self) -> nn.Module:
+        """See `Architecture.last_readout`."""
+        return self.readout_1
+
     def forward(self, types: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Energies of the atoms, `[N]` float64, eV.
 

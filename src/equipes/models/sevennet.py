@@ -205,6 +205,10 @@ class SevenNet(Architecture):
         self.scales.requires_grad_(per_type_energy_scales_trainable)
         self.shifts.requires_grad_(per_type_energy_shifts_trainable)
 
+    def last_readout(self) -> nn.Module:
+        """See `Architecture.last_readout`."""
+        return self.readout[0]
+
     def forward(self, types: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Energies of the atoms, `[N]` float64, eV.
 

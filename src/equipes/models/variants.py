@@ -1,4 +1,4 @@
-"""The same potential, made for fewer elements or for one of its modalities."""
+"""The same potential, made for fewer or more elements or for one of its modalities."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from ase.data import atomic_numbers
 
 from equipes.errors import InputError
 from equipes.models.potential import Potential
@@ -41,7 +42,11 @@ def choose_modality(potential: Potential, modality: str) -> Potential:
         )
         raise InputError(f"the potential has no modality '{modality}'; {what}")
     hyperparameters = potential.hyperparameters | {key: modality}
-    return _rebuilt(potential, potential.species, hyperparameters, potential.model.state_dict())
+    made = _rebuilt(potential, potential.species, hyperparameters, potential.model.state_dict())
+    # A modality goes into the features; heads share them.
+    if key == "head" or potential.hyperparameters.get(key) == modality:
+        made.familiarity = potential.familiarity
+    return made
 
 
 def keep_species(potential: Potential, species: Sequence[str]) -> Potential:
@@ -67,7 +72,97 @@ def keep_species(potential: Potential, species: Sequence[str]) -> Potential:
         )
     gone = set(potential.species) - set(species)
     hyperparameters = _without(potential.hyperparameters, gone) | potential.model.fixed_hyperparameters()
+    made = _rebuilt(potential, species, hyperparameters, weights)
+    made.familiarity = None if potential.familiarity is None else potential.familiarity.of_species(kept)
+    return made
+
+
+def add_species(potential: Potential, new: Mapping[str, str]) -> Potential:
+    """The potential with further elements, each of which begins as a copy of one that it knows.
+
+    What it says of the elements that it knew stays the same. Covalent radii and nuclear charges are the new elements'
+    own.
+
+    Args:
+        potential: the potential.
+        new: for each new element the known one that it begins as; see `nearest_element`.
+
+    Raises:
+        InputError: an element that it knows already, or copies from one that it does not know; an architecture whose
+            tables cannot grow.
+    """
+    tables = type(potential.model).PER_SPECIES
+    if not tables:
+        raise InputError(
+            f"a {potential.architecture} potential cannot be given further elements ({', '.join(new)}); leave them out "
+            "of the data, or train from scratch"
+        )
+    for symbol, source in new.items():
+        if symbol in potential.species or source not in potential.species:
+            raise InputError(
+                f"{symbol} cannot begin as {source}: a new element begins as one of {', '.join(potential.species)}"
+            )
+    old = len(potential.species)
+    rows = torch.tensor([*range(old), *(potential.species.index(source) for source in new.values())])
+    species = [*potential.species, *new]
+    hyperparameters = _extended(potential.hyperparameters | potential.model.fixed_hyperparameters(), new)
+    dtype = str(potential.dtype).removeprefix("torch.")
+    own = build(potential.architecture, species, hyperparameters, dtype=dtype).model
+    parameters = dict(own.named_parameters())
+    weights = {}
+    for name, tensor in potential.model.state_dict().items():
+        dimension = next((tables[pattern] for pattern in tables if fnmatchcase(name, pattern)), None)
+        if dimension is not None:
+            grown = tensor.index_select(dimension, rows.to(tensor.device))
+            if name not in parameters:  # a property of the element, not a weight
+                fresh = own.state_dict()[name].to(tensor.device)
+                grown = torch.cat([tensor, fresh.narrow(dimension, old, len(new))], dimension)
+            tensor = grown
+        weights[name] = tensor
     return _rebuilt(potential, species, hyperparameters, weights)
+
+
+def nearest_element(symbol: str, known: Sequence[str]) -> str:
+    """The element among `known` that is chemically nearest: of the nearest group, then of the nearest period.
+
+    Lanthanides and actinides count as between groups 3 and 4, in their order; hydrogen stands above the halogens.
+
+    >>> nearest_element("Br", ["H", "O", "Cl", "I"]), nearest_element("Nd", ["Y", "Ce", "Lu"])
+    ('Cl', 'Ce')
+    """
+    group, period = _place(atomic_numbers[symbol])
+
+    def distance(other: str) -> tuple[float, int, int]:
+        its_group, its_period = _place(atomic_numbers[other])
+        return (
+            abs(its_group - group),
+            abs(its_period - period),
+            abs(atomic_numbers[other] - atomic_numbers[symbol]),
+        )
+
+    return min(known, key=distance)
+
+
+def _place(number: int) -> tuple[float, int]:
+    """Group (1 to 18, fractions in the f block) and period."""
+    if number == 1:
+        return 17.0, 1
+    noble = (0, 2, 10, 18, 36, 54, 86, 118)
+    period = next(p for p, last in enumerate(noble) if number <= last)
+    position, length = number - noble[period - 1], noble[period] - noble[period - 1]
+    if position <= 2 and number != 2:
+        return float(position), period
+    if length == 32 and 3 <= position <= 17:  # La to Lu, Ac to Lr
+        return 3 + (position - 3) / 15, period
+    return float(18 - (noble[period] - number)), period
+
+
+def _extended(values: Mapping[str, Any], new: Mapping[str, str]) -> dict[str, Any]:
+    """Hyperparameters with an entry for each new element wherever the one it begins as has one, at any depth."""
+    whole = {
+        name: _extended(value, new) if isinstance(value, Mapping) else value for name, value in values.items()
+    }
+    return whole | {symbol: whole[source] for symbol, source in new.items() if source in whole}
 
 
 def _without(values: Mapping[str, Any], species: Collection[str]) -> dict[str, Any]:

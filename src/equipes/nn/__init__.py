@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from equipes.nn.adapters import LowRankAdapters
 from equipes.nn.gate import SILU_SCALE, Gate
 from equipes.nn.linear import Linear, SpeciesLinear
 from equipes.nn.radial import (
@@ -23,6 +24,7 @@ __all__ = [
     "CovalentZBL",
     "Gate",
     "Linear",
+    "LowRankAdapters",
     "ScalarMLP",
     "SoftTransform",
     "SpeciesLinear",

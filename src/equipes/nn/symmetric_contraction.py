@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from equipes.clebsch_gordan import wigner_3j
 from equipes.irreps import Irrep, Irreps
+from equipes.kernels import kernel_name
+from equipes.kernels.native import contraction
+from equipes.kernels.polynomials import PolynomialTable, polynomial_table
 
 # What is left of a coupling when those before it are projected out is zero or of order one.
 _INDEPENDENT = 1e-6
@@ -171,8 +174,23 @@ class SymmetricContraction(nn.Module):
                 if coupling.n_paths
             }
         )
+        self.table: PolynomialTable = polynomial_table(
+            sum(irrep.dim for irrep in irreps_in.irreps),
+            [irrep.dim for irrep in irreps_out.irreps],
+            [[(each.monomials, each.coefficients) for each in self.couplings[irrep]] for irrep in irreps_out.irreps],
+        )
         for degree in range(1, correlation + 1):
             self._register(degree)
+
+    def weight_names(self) -> list[str]:
+        """In the order of the rows of the table's couplings."""
+        degrees = range(1, self.correlation + 1)
+        names = [f"{irrep}_{degree}" for irrep in self.irreps_out.irreps for degree in degrees]
+        return [name for name in names if name in self.weights]
+
+    def weight_rows(self) -> Tensor:
+        """All weights, `[n_species, rows of the table's couplings, channels]`."""
+        return torch.cat([self.weights[name] for name in self.weight_names()], dim=1)
 
     def _register(self, degree: int) -> None:
         """The tables of one degree: the monomials of all outputs together, the couplings of all paths as one matrix."""
@@ -192,6 +210,12 @@ class SymmetricContraction(nn.Module):
 
     def forward(self, A: Tensor, types: Tensor) -> Tensor:
         """`[N, irreps_in.dim]` -> `[N, irreps_out.dim]`; `types` `[N]` is the species of each atom."""
+        if kernel_name() == "native" and contraction.supports(self.table, A):
+            return contraction.symmetric_contraction(self.table, A, types, self.weight_rows())
+        return self._reference(A, types)
+
+    def _reference(self, A: Tensor, types: Tensor) -> Tensor:
+        """In plain torch."""
         n = A.shape[0]
         components = A.unflatten(1, (-1, self.channels)).transpose(0, 1).flatten(1)  # [lm, N·C]
         sums: dict[Irrep, Tensor] = {}

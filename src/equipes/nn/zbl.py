@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from equipes.nn.radial import polynomial_cutoff
 
 COULOMB = 14.399645  # e²/(4πε0), eV Å
 _LENGTH = 0.46850  # Å
+_ROUNDED_COULOMB, _BOHR = 14.3996, 0.529  # as MACE has them
 _SCREENING = ((0.02817, 0.20162), (0.28022, 0.40290), (0.50986, 0.94229), (0.18175, 3.19980))
 
 
@@ -50,6 +52,16 @@ class ZBL(nn.Module):
         return lengths.new_zeros(graph.n_atoms).index_add(0, graph.receiver, energies)
 
 
+@dataclass(frozen=True)
+class ScreenedPairs:
+    """½ K Z_i Z_j, 1/a and R of `CovalentZBL`, `[n_species, n_species]` each, and the terms (c, k) of φ, `[4, 2]`."""
+
+    charge_product: Tensor
+    inverse_length: Tensor
+    cutoffs: Tensor
+    screening: Tensor
+
+
 class CovalentZBL(nn.Module):
     """MACE's variant, cut off where atoms begin to bond:
 
@@ -79,14 +91,25 @@ class CovalentZBL(nn.Module):
         self.covalent_radii: Tensor
         self.charges: Tensor
 
+    def pairs(self) -> ScreenedPairs:
+        """Its constants by pairs of species."""
+        z, radii = self.charges, self.covalent_radii
+        powers = z**self.a_exp
+        return ScreenedPairs(
+            0.5 * _ROUNDED_COULOMB * z.unsqueeze(1) * z,
+            (powers.unsqueeze(1) + powers) / (self.a_prefactor * _BOHR),
+            radii.unsqueeze(1) + radii,
+            torch.stack([self.c, z.new_tensor(self._EXPONENTS)], dim=1),
+        )
+
     def forward(self, types: Tensor, lengths: Tensor, graph: AtomGraph) -> Tensor:
         """Energies of the atoms, `[N]` eV; `types` `[N]` are species, `lengths` `[E]` Å."""
         receiver, sender = types[graph.receiver], types[graph.sender]
         z, radii = self.charges, self.covalent_radii
         powers = z**self.a_exp
-        s = lengths * (powers[receiver] + powers[sender]) / (self.a_prefactor * 0.529)  # [E]
+        s = lengths * (powers[receiver] + powers[sender]) / (self.a_prefactor * _BOHR)  # [E]
         screening = (self.c * torch.exp(-s.unsqueeze(1) * s.new_tensor(self._EXPONENTS))).sum(1)
         reduced = lengths / (radii[receiver] + radii[sender])
-        energies = 0.5 * 14.3996 * z[receiver] * z[sender] / lengths * screening
+        energies = 0.5 * _ROUNDED_COULOMB * z[receiver] * z[sender] / lengths * screening
         energies = energies * polynomial_cutoff(reduced, self.p)
         return lengths.new_zeros(graph.n_atoms).index_add(0, graph.receiver, energies)

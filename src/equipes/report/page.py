@@ -20,6 +20,7 @@ from equipes.report.curves import learning_curves, md_plot
 from equipes.report.figures import FORMATS, inline_svg, save, short
 from equipes.report.gather import compared, error_figures, worst_structures
 from equipes.report.tables import STEMS, UNITS, Rows, group_rows, labelled, summary_rows
+from equipes.report.uncertainty import uncertainty_figures, uncertainty_rows
 
 if TYPE_CHECKING:
     from equipes.data import Frame
@@ -128,7 +129,10 @@ def write_plots(
         values = compared(frames, predictions)
         named += [
             (name, figure)
-            for name, _, figure in error_figures(frames, values, _metrics(frames, predictions, metrics))
+            for name, _, figure in (
+                *error_figures(frames, values, _metrics(frames, predictions, metrics)),
+                *uncertainty_figures(frames, predictions),
+            )
         ]
     if metrics_csv is not None:
         named.append(("learning_curves", learning_curves(metrics_csv)))
@@ -176,6 +180,10 @@ def _errors_part(
     if metrics["per_config_type"]:
         rows = group_rows(metrics["per_config_type"], quantities)
         groups.append(_table("By configuration type", "configuration type", rows, ending("_by_config_type")))
+    if metrics.get("uncertainty"):
+        rows = uncertainty_rows(metrics["uncertainty"])
+        drawn = [_svg(figure, about) for _, about, figure in uncertainty_figures(frames, predictions)]
+        groups.append(_table("Uncertainty", "measure", rows, drawn))
     return {
         "metrics": metrics,
         "warnings": suspicions(frames, predictions) if warnings is None else warnings,

@@ -27,6 +27,9 @@ from equipes.simulate.eos import EquationOfStateResult, equation_of_state
 from equipes.simulate.errors import SimulationError
 from equipes.simulate.expansion import ExpansionOptions, ExpansionResult, expansion
 from equipes.simulate.expansion_npt import NPTExpansionOptions, expansion_npt
+from equipes.simulate.green_kubo import GreenKuboOptions, GreenKuboResult, green_kubo
+from equipes.simulate.heat_flux import heat_flux
+from equipes.simulate.hnemd import HNEMDOptions, HNEMDResult, hnemd
 from equipes.simulate.md import MDResult, run_md
 from equipes.simulate.melt_quench import MeltQuenchOptions, MeltQuenchResult, melt_quench
 from equipes.simulate.neb import NEBOptions, NEBResult, neb, vacancy_hop
@@ -51,6 +54,10 @@ __all__ = [
     "EquationOfStateResult",
     "ExpansionOptions",
     "ExpansionResult",
+    "GreenKuboOptions",
+    "GreenKuboResult",
+    "HNEMDOptions",
+    "HNEMDResult",
     "MDResult",
     "MDSettings",
     "MeltQuenchOptions",
@@ -76,6 +83,9 @@ __all__ = [
     "equation_of_state",
     "expansion",
     "expansion_npt",
+    "green_kubo",
+    "heat_flux",
+    "hnemd",
     "melt_quench",
     "motion_of",
     "neb",

@@ -127,7 +127,7 @@ def integrator(
     thermostat_time: float,
     barostat_time: float,
     flexible_cell: bool,
-    flexible_lengths: bool,
+    flexible_lengths: bool = False,
     rng: np.random.Generator,
 ) -> MolecularDynamics:
     """The integrator of an ensemble; times in fs, temperature in K, pressure in GPa."""

@@ -29,6 +29,7 @@ from equipes.simulate.ensembles import (
     thermal_momenta,
 )
 from equipes.simulate.errors import SimulationError
+from equipes.simulate.guards import Guard
 from equipes.simulate.interrupt import stop_at_signal
 from equipes.simulate.md_summary import SETTLING, observed, provenance, summarize
 from equipes.simulate.observables import Observables
@@ -37,6 +38,8 @@ from equipes.simulate.results import Provenance, plain
 from equipes.simulate.safety import Watch, check_finite
 from equipes.simulate.settings import MDSettings
 
+# Settings that say when a run ends, not what it is.
+_MAY_CHANGE = ("steps", "max_forces_std", "max_feature_distance", "uncertainty_interval")
 CHECKPOINT_SECONDS = 15.0
 # Of the time of a run, at most this part goes into writing what is known so far; a long table takes long to read.
 _SUMMARY_SHARE = 0.02
@@ -47,8 +50,9 @@ _OBSERVED = "observed_"  # before the names of what was sampled, in a checkpoint
 class MDResult:
     """How a run ended: the summary that stands in md.json, the last structure with its velocities, and the directory.
 
-    `interrupted` says that a signal stopped it before the last step; it can be continued. `provenance` is method,
-    citations, convergence and warnings.
+    `interrupted` says that a signal stopped it before the last step; it can be continued. `uncertain` is the sentence
+    that says which atom the potential became unsure of, where that stopped it; uncertain.extxyz is that structure.
+    `provenance` is method, citations, convergence and warnings.
     """
 
     summary: dict[str, Any]
@@ -56,6 +60,7 @@ class MDResult:
     out: Path
     interrupted: bool
     provenance: Provenance
+    uncertain: str | None = None
 
 
 def run_md(
@@ -115,6 +120,8 @@ def run_md(
         else:
             thermal_momenta(atoms, settings.temperature or 0.0, settings.kind, rng)
     check_finite(atoms, f"step {facts['step']}")
+    guard = Guard(settings, calculator)
+    uncertain = guard.check(int(facts["step"]), atoms)
     run = _Run(atoms, settings, rng, arrays, facts, potential)
     if not resume:
         new_directory(out, overwrite=overwrite)
@@ -128,8 +135,9 @@ def run_md(
             run.checkpoint(recorder)
         saved = time.monotonic()
         try:
-            while run.step < settings.steps and not stop.is_set():
+            while run.step < settings.steps and not stop.is_set() and uncertain is None:
                 run.advance()
+                uncertain = guard.check(run.step, atoms)
                 if run.step % settings.interval == 0:
                     run.record(recorder)
                 if on_step is not None:
@@ -143,11 +151,16 @@ def run_md(
             _write_structure(records.snapshot(atoms, results=False, step=run.step), out / records.FAILURE)
             _write_summary(run, out, stopped=str(error))
             raise
-        interrupted = run.step < settings.steps
-    _write_structure(records.snapshot(atoms, step=run.step, time_fs=run.time), out / records.FINAL)
-    summary = _write_summary(run, out, stopped="interrupted" if interrupted else None)
+        interrupted = run.step < settings.steps and uncertain is None
+    last = records.snapshot(atoms, step=run.step, time_fs=run.time)
+    _write_structure(last, out / records.FINAL)
+    if uncertain is not None:
+        _write_structure(last, out / records.UNCERTAIN)
+    summary = _write_summary(run, out, stopped="interrupted" if interrupted else uncertain)
     how = provenance(settings, records.read_table(out / records.TABLE), len(atoms))
-    return MDResult(summary=summary, atoms=atoms, out=out, interrupted=interrupted, provenance=how)
+    return MDResult(
+        summary=summary, atoms=atoms, out=out, interrupted=interrupted, provenance=how, uncertain=uncertain
+    )
 
 
 class _Run:
@@ -349,7 +362,7 @@ def _same_run(settings: MDSettings, potential: str, facts: dict[str, Any], out: 
         )
     for name, value in {**asdict(settings), "potential": potential}.items():
         before = facts["potential"] if name == "potential" else stored[name]
-        if name != "steps" and value != before:
+        if name not in _MAY_CHANGE and value != before:
             raise InputError(
                 f"the run in {out} was started with {name} = {before}, not {value};"
                 " continue it with the same, or start another one elsewhere"

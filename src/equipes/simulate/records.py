@@ -28,7 +28,10 @@ FAILURE = "failure.extxyz"
 PLOT = "md.png"
 OBSERVED_PLOT = "order.png"
 PAGE = "report.html"
+UNCERTAIN = "uncertain.extxyz"
 
+# What calculators say of each atom beyond its force; see `equipes.Committee` and `equipes.Calculator`.
+PER_ATOM = ("forces_std", "feature_distance")
 _FORMAT = 1
 _DIGITS = {"step": "d", "time_fs": ".10g", "temperature_k": ".4f", "pressure_gpa": ".6f"}
 
@@ -79,7 +82,7 @@ def read_table(path: Path) -> list[Row]:
 def snapshot(atoms: ase.Atoms, *, results: bool = True, **info: float) -> ase.Atoms:
     """A copy with positions, cell and momenta, and nothing else that came with the user's structure.
 
-    With `results` it carries energy and forces too.
+    With `results` it carries energy and forces too, and what the calculator says of their uncertainty.
     """
     frame = ase.Atoms(
         numbers=atoms.numbers,
@@ -94,6 +97,9 @@ def snapshot(atoms: ase.Atoms, *, results: bool = True, **info: float) -> ase.At
     if results:
         energy, forces = atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)
         frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
+        for name in PER_ATOM:
+            if name in getattr(atoms.calc, "results", {}):
+                frame.set_array(name, np.array(atoms.calc.results[name]))
     return frame
 
 
@@ -178,7 +184,10 @@ def read_checkpoint(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def remove_old_records(out: Path) -> None:
     """Delete what an earlier run left, so that nothing of it is taken for the new one's."""
-    for name in (TRAJECTORY, TABLE, CHECKPOINT, SUMMARY, FINAL, FAILURE, PLOT, OBSERVED_PLOT, PAGE):
+    names = (
+        TRAJECTORY, TABLE, CHECKPOINT, SUMMARY, FINAL, FAILURE, PLOT, OBSERVED_PLOT, PAGE, UNCERTAIN,
+    )  # fmt: skip
+    for name in names:
         (out / name).unlink(missing_ok=True)
 
 

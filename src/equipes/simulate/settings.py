@@ -35,6 +35,9 @@ class MDSettings:
         flexible_lengths: in npt, let the three lengths of an orthorhombic cell change, each by itself, and keep its
             angles.
         closest_fraction: stop when two atoms come closer than this fraction of the sum of their covalent radii.
+        max_forces_std: eV/Å; stop when the forces of a committee on an atom scatter by more.
+        max_feature_distance: stop when an atom is farther than this from what the potential was trained on.
+        uncertainty_interval: steps between two looks at feature distances.
     """
 
     ensemble: Ensemble
@@ -55,6 +58,9 @@ class MDSettings:
     flexible_lengths: bool = False
     trajectory: bool = True
     reach: float = 6.0
+    max_forces_std: float | None = None
+    max_feature_distance: float | None = None
+    uncertainty_interval: int = 10
 
     @property
     def kind(self) -> Kind:

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 PerSpecies = float | dict[str, float]
 Interaction = Literal[
@@ -202,6 +211,28 @@ class ANIConfig(Section):
     )
 
 
+FINE_TUNED = "fine-tuned"
+
+
+class FineTunedConfig(Section):
+    """A model that `fine_tuning.base` describes: little is left to say of it."""
+
+    architecture: Literal["fine-tuned"]
+    species: list[str] | None = Field(default=None, description="chemical symbols; null: see keep_species")
+    dtype: Literal["float32", "float64"] | None = Field(default=None, description="null: the base's")
+    r_max: PositiveFloat | None = Field(default=None, description="cutoff, Å; null: the base's, and no other")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_others(cls, section: Any) -> Any:
+        others = [key for key in section if key not in cls.model_fields] if isinstance(section, dict) else []
+        if others:
+            raise ValueError(
+                f"{', '.join(others)} cannot be set, since fine_tuning.base has that already; leave it out"
+            )
+        return section
+
+
 def _architecture(section: Any) -> Any:
     """Which of the sections is meant: NequIP's where none is named."""
     if isinstance(section, dict):
@@ -215,7 +246,8 @@ AnyModelConfig = Annotated[
     | Annotated[SevenNetConfig, Tag("sevennet")]
     | Annotated[SchNetConfig, Tag("schnet")]
     | Annotated[PhysNetConfig, Tag("physnet")]
-    | Annotated[ANIConfig, Tag("ani")],
+    | Annotated[ANIConfig, Tag("ani")]
+    | Annotated[FineTunedConfig, Tag(FINE_TUNED)],
     Discriminator(_architecture),
 ]
 MODEL_CONFIGS: dict[str, type[Section]] = {

@@ -6,11 +6,19 @@ written to `OUT/config.yaml`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from equipes.training.architectures import AnyModelConfig, ModelConfig, Section
+from equipes.training.architectures import FINE_TUNED, AnyModelConfig, ModelConfig, Section
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Size = int | float | list[int] | str
@@ -82,7 +90,10 @@ class TrainConfig(Section):
     """How the model is fitted."""
 
     max_minutes: PositiveFloat | None = Field(
-        default=None, description="budget in wall-clock minutes, validation included"
+        default=None, description="budget in minutes, validation included"
+    )
+    clock: Literal["wall", "processor"] = Field(
+        default="wall", description="what max_minutes counts; processor: only what this process computed"
     )
     max_epochs: PositiveFloat | None = Field(
         default=None, description="budget in passes over the training frames"
@@ -133,9 +144,69 @@ class TrainConfig(Section):
     log_every: PositiveInt = Field(default=50, description="steps between two entries of the loggers")
 
 
+Part = Literal["embedding", "radial", "interactions", "readout", "references"]
+
+
+class FineTuningConfig(Section):
+    """What is begun with, what of it may move, and how it remembers what it knew."""
+
+    base: str = Field(description="a model file, or the name of a published potential")
+    modal: str | None = Field(
+        default=None, description="of a base for several kinds of reference calculation, the one to fine-tune"
+    )
+    keep_species: Literal["all", "data"] = Field(
+        default="all", description="elements of the result: the base's and the data's, or only the data's"
+    )
+    rates: dict[Part, NonNegativeFloat] = Field(
+        default={}, description="multiples of train.learning_rate by part; 0 freezes it"
+    )
+    freeze: list[Part] = Field(default=[], description="parts that stay as they are: rates of 0")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="factor of the rate from each layer to the one before it"
+    )
+    adapter_rank: PositiveInt | None = Field(
+        default=None, description="train low-rank adapters of the linear layers; null: the weights themselves"
+    )
+    replay: str | list[str] | None = Field(
+        default=None,
+        description="structures of the base's domain, labelled by it and trained on too: crystals, or file(s)",
+    )
+    replay_frames: PositiveInt = Field(default=200, description="how many crystals to replay")
+    replay_weight: PositiveFloat = Field(default=1.0, description="of their loss beside that of the data")
+    replay_batch_size: PositiveInt | None = Field(
+        default=None, description="of them in a step; null: as many as take a third of its time"
+    )
+    forgetting_frames: NonNegativeInt = Field(
+        default=30, description="crystals, never replayed, to measure forgetting on; 0: not measured"
+    )
+
+
 class Config(Section):
     """A whole training."""
 
     data: DataConfig
     model: AnyModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    fine_tuning: FineTuningConfig | None = Field(
+        default=None, description="begin with a trained potential; null: with random weights"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _base_is_the_model(cls, tree: Any) -> Any:
+        """With a base there is no architecture to choose, nor NequIP's defaults."""
+        if not isinstance(tree, dict):
+            return tree
+        model = tree.get("model")
+        if tree.get("fine_tuning") is None:
+            if isinstance(model, dict) and model.get("architecture") == FINE_TUNED:
+                raise ValueError("model.architecture is fine-tuned, but there is no fine_tuning.base; set it")
+            return tree
+        if model is None or isinstance(model, dict):
+            named = (model or {}).get("architecture", FINE_TUNED)
+            if named != FINE_TUNED:
+                raise ValueError(
+                    f"model.architecture is {named}, but fine_tuning.base decides it; leave one of them out"
+                )
+            tree = tree | {"model": {**(model or {}), "architecture": FINE_TUNED}}
+        return tree

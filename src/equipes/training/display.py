@@ -17,19 +17,19 @@ from equipes.training.state import Row
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_UPDATES = 0.25
 
-# column of metrics.csv, name, unit
+# column of metrics.csv without `val_`, name, unit
 SHOWN = (
-    ("val_energy_mae_mev_per_atom", "energy", "meV/atom"),
-    ("val_forces_mae_mev_per_ang", "forces", "meV/Å"),
-    ("val_stress_mae_mev_per_ang3", "stress", "meV/Å³"),
+    ("energy_mae_mev_per_atom", "energy", "meV/atom"),
+    ("forces_mae_mev_per_ang", "forces", "meV/Å"),
+    ("stress_mae_mev_per_ang3", "stress", "meV/Å³"),
 )
 
 
-def errors_in_words(row: Row) -> str:
-    """`energy 1.23 meV/atom  forces 20.1 meV/Å`, for what is labelled."""
+def errors_in_words(row: Row, prefix: str = "val_") -> str:
+    """`energy 1.23 meV/atom  forces 20.1 meV/Å`, for what is labelled; `prefix` is of the names in the row."""
     parts = []
     for column, name, unit in SHOWN:
-        value = row.get(column)
+        value = row.get(prefix + column)
         if value is not None:
             parts.append(f"{name} {value:.3g} {unit}" if value < 1000 else f"{name} {value:.0f} {unit}")
     return "  ".join(parts)

@@ -26,8 +26,9 @@ from equipes.data import (
 )
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
+from equipes.models import Potential
 from equipes.training.config import Config, DataConfig, Size
-from equipes.training.optimizers import PEAK_LEARNING_RATE
+from equipes.training.optimizers import FINE_TUNING, PEAK_LEARNING_RATE
 
 _MAX_DEFAULT_VALIDATION = 200
 _SAMPLE = 50
@@ -116,19 +117,19 @@ def check(splits: Splits, mode: str) -> list[str]:
     return [finding.message for finding in findings]
 
 
-def prepare(config: Config, splits: Splits) -> Prepared:
-    """Build the graphs and fill in every `None` of the config that the data decides.
+def prepare(config: Config, splits: Splits, base: Potential | None = None) -> Prepared:
+    """Build the graphs and fill in every `None` of the config that the data, or the base of a fine-tuning, decides.
 
     Raises:
         InputError: no labels, an element that only validation has, or a structure of which no graph can be made.
     """
-    species = _species(config, splits)
+    species = _species(config, splits, base)
     if all(frame.energy is None and frame.forces is None for frame in splits.train):
         raise InputError(
             f"{splits.train[0].source}: no training frame has an energy or forces; "
             "set data.keys.energy and data.keys.forces to the names that the file uses"
         )
-    r_max = config.model.r_max or _cutoff(splits.train)
+    r_max = base.cutoff if base is not None else config.model.r_max or _cutoff(splits.train)
     train, val = GraphDataset(splits.train, r_max), GraphDataset(splits.val, r_max)
     given = config.data.reference_energies
     references = fit_reference_energies(splits.train, given)
@@ -141,6 +142,8 @@ def prepare(config: Config, splits: Splits) -> Prepared:
         # An element that the model shall know but no frame has: nothing is known of it but a number is needed.
         "per_type_energy_shifts": {symbol: references.values.get(symbol, 0.0) for symbol in species},
     }
+    if base is not None:
+        model["dtype"] = str(base.dtype).removeprefix("torch.")
     # SevenNet's and MACE's names for the same.
     model["denominator"] = model["avg_num_neighbors"]
     model["atomic_inter_scale"] = model["per_type_energy_scales"]
@@ -151,7 +154,7 @@ def prepare(config: Config, splits: Splits) -> Prepared:
     val_batches = math.ceil(len(val) / batch_size)
     chosen: dict[str, Any] = {
         "batch_size": batch_size,
-        "learning_rate": PEAK_LEARNING_RATE[config.train.optimizer],
+        "learning_rate": PEAK_LEARNING_RATE[config.train.optimizer] * (1 if base is None else FINE_TUNING),
         # Seldom enough that validation takes a small part of the time, often enough to see what happens.
         "validate_every": max(min(steps_per_pass, 500), 4 * val_batches),
         "stress_weight": 1.0 if has_stress else 0.0,
@@ -184,7 +187,8 @@ def _read(paths: str | list[str], data: DataConfig) -> list[Frame]:
     return read_frames(paths, keys=keys, units=units)
 
 
-def _species(config: Config, splits: Splits) -> tuple[str, ...]:
+def _species(config: Config, splits: Splits, base: Potential | None) -> tuple[str, ...]:
+    """Elements of the model: those of the data, and by default those of a base before them."""
     present = elements([*splits.train, *splits.val, *splits.test])
     if config.model.species is not None:
         missing = [symbol for symbol in present if symbol not in config.model.species]
@@ -201,7 +205,10 @@ def _species(config: Config, splits: Splits) -> tuple[str, ...]:
                 raise InputError(
                     f"{frame.label}: {', '.join(unknown)} is in this {name} frame but in no training frame; add one"
                 )
-    return trained
+    tuning = config.fine_tuning
+    if base is None or tuning is None or tuning.keep_species == "data":
+        return trained
+    return (*base.species, *(symbol for symbol in trained if symbol not in base.species))
 
 
 def _scale(frames: Sequence[Frame], references: ReferenceEnergies) -> float:

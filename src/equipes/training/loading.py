@@ -169,6 +169,8 @@ def _first_mistake(error: ValidationError) -> str:
         )
     if mistake["type"] == "missing":
         return f"{key} is missing; set it, for example {_EXAMPLES.get(key, key + ': …')}"
+    if mistake["type"] == "value_error":
+        return ": ".join(filter(None, (key, str(mistake["ctx"]["error"]))))
     message = mistake["msg"][0].lower() + mistake["msg"][1:]
     given = mistake["input"]
     shown = "" if isinstance(given, dict | list) else f", not {given!r}"
@@ -251,7 +253,7 @@ def with_absolute_files(config: Config) -> Config:
 
 
 def with_files(config: Config, change: Callable[[str], str]) -> Config:
-    """The config with each file name in its data section changed."""
+    """The config with each file name in it changed."""
 
     def each(value: Any) -> Any:
         if isinstance(value, str):
@@ -262,4 +264,15 @@ def with_files(config: Config, change: Callable[[str], str]) -> Config:
 
     names = ("train", "val", "test", "n_train", "n_val", "n_test")
     changes = {name: each(getattr(config.data, name)) for name in names}
-    return config.model_copy(update={"data": config.data.model_copy(update=changes)})
+    whole: dict[str, Any] = {"data": config.data.model_copy(update=changes)}
+    tuning = config.fine_tuning
+    if tuning is not None:
+        # Names of published potentials and "crystals" are no files.
+        base = (
+            change(tuning.base)
+            if Path(tuning.base).name != tuning.base or Path(tuning.base).suffix
+            else tuning.base
+        )
+        replay = tuning.replay if tuning.replay == "crystals" else each(tuning.replay)
+        whole["fine_tuning"] = tuning.model_copy(update={"base": base, "replay": replay})
+    return config.model_copy(update=whole)

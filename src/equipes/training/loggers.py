@@ -1,8 +1,11 @@
-"""TensorBoard and Weights & Biases, for those who ask for them; metrics.csv is written in any case."""
+"""TensorBoard and Weights & Biases, for those who ask for them (metrics.csv is always written)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,3 +52,20 @@ class StepLogger(pl.Callback):
             values = {"step_loss": float(module.last_loss), "lr": module.learning_rate}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's remarks on devices and loaders, which are not about anything the user did."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message=r".*dataloader.*|.*GPU available but not used.*")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

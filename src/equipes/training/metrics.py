@@ -33,11 +33,17 @@ class FramePrediction:
         energy: eV, total.
         forces: `[N, 3]`, eV/Å.
         stress: `[3, 3]`, eV/Å³, tensile positive; None for a structure without a volume.
+        energy_std, forces_std, stress_std: standard deviations in a committee: eV; `[N]`, eV/Å; `[3, 3]`, eV/Å³.
+        feature_distance: `[N]`, from what the potential was trained on; 1 is the limit.
     """
 
     energy: float
     forces: np.ndarray | None
     stress: np.ndarray | None
+    energy_std: float | None = None
+    forces_std: np.ndarray | None = None
+    stress_std: np.ndarray | None = None
+    feature_distance: np.ndarray | None = None
 
 
 def predict_frames(
@@ -73,7 +79,7 @@ def predict_frames(
     potential.eval()
     predictions: list[FramePrediction] = []
     try:
-        for batch in _batches(frames, potential.cutoff, batch_size):
+        for batch in batches_of(frames, potential.cutoff, batch_size):
             members = frames[len(predictions) : len(predictions) + len(batch)]
             predictions.extend(_predict_batch(potential, batch, members, place))
             if progress is not None:
@@ -97,7 +103,10 @@ def check_species(potential: Potential, frames: Sequence[Frame]) -> None:
             )
 
 
-def _batches(frames: Sequence[Frame], cutoff: float, batch_size: int | None) -> Iterator[list[AtomGraph]]:
+def batches_of(
+    frames: Sequence[Frame], cutoff: float, batch_size: int | None = None
+) -> Iterator[list[AtomGraph]]:
+    """Graphs of the frames, in batches of bounded memory; raises `InputError` naming a frame without sense."""
     batch: list[AtomGraph] = []
     size = 0
     for frame in frames:

@@ -16,7 +16,7 @@ from equipes.models import Potential
 from equipes.training.config import TrainConfig
 from equipes.training.ema import average_of, update_average
 from equipes.training.losses import Loss, weighted_mean
-from equipes.training.optimizers import build_optimizer, set_learning_rate
+from equipes.training.optimizers import Moves, build_optimizer, set_learning_rate
 from equipes.training.schedules import learning_rate_factor, stepwise
 from equipes.training.state import TrainingState
 from equipes.training.stream import Batch
@@ -39,7 +39,11 @@ class TrainingModule(pl.LightningModule):
         loss: Loss,
         frame_labels: Sequence[str],
         fingerprints: Mapping[str, str] | None = None,
+        *,
+        moves: Moves | None = None,
+        replay_weight: float = 1.0,
     ) -> None:
+        """`moves` says what the optimiser moves, by default every trainable parameter."""
         super().__init__()
         self.automatic_optimization = False
         self.potential = potential
@@ -48,12 +52,16 @@ class TrainingModule(pl.LightningModule):
         self.loss = loss
         self.frame_labels = frame_labels
         self.state = TrainingState()
+        self.moves = moves or Moves()
+        self.adapters = self.moves.adapters
+        self.replay_weight = replay_weight
         self.optimizer: Optimizer | None = None
         self.fingerprints = dict(fingerprints or {})
         self.learning_rate = 0.0
         self.last_loss = torch.tensor(float("nan"))
         self._loss_sum: Tensor | None = None
         self._unchecked: list[tuple[Tensor, Tensor, LabelledGraph]] = []
+        self._moved: list[Tensor] = []
         self._trainable = [parameter for parameter in potential.parameters() if parameter.requires_grad]
         self._averages = [
             average
@@ -62,7 +70,8 @@ class TrainingModule(pl.LightningModule):
         ]
 
     def configure_optimizers(self) -> Optimizer:
-        self.optimizer = build_optimizer(self.potential, self.settings)
+        self.optimizer = build_optimizer(self.potential.model, self.settings, self.moves)
+        self._moved = [tensor for tensor, _ in self.moves.tensors(self.potential.model)]
         return self.optimizer
 
     def train(self, mode: bool = True) -> TrainingModule:
@@ -73,7 +82,7 @@ class TrainingModule(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if device.type == "cpu":
             return batch
-        return Batch(batch.labelled.to(device), batch.counts, batch.joint_counts)
+        return batch.to(device)
 
     def weights(self, progress: float) -> Tensor:
         """[3]: the weights of the energy, forces and stress terms."""
@@ -92,22 +101,33 @@ class TrainingModule(pl.LightningModule):
         self.learning_rate = set_learning_rate(optimizer, factor * state.plateau_factor)
         weights = self.weights(state.progress)
 
-        _, with_forces, with_stress = (batch.counts * weights > 0).tolist()
-        prediction = self.potential(labelled.graph, forces=with_forces, stress=with_stress)
-        sums = self.loss.sums(prediction, labelled)
-        # DistributedDataParallel averages gradients over the processes; the loss is a sum over them.
-        share = weighted_mean(sums, batch.joint_counts.to(sums.device), weights.to(sums.device))
+        share = self._share(batch, weights)
+        if batch.replay is not None:
+            share = share + self.replay_weight * self._share(batch.replay, torch.ones_like(weights))
         for parameter in self._trainable:
             parameter.grad = None
+        # DistributedDataParallel averages gradients over the processes; the loss is a sum over them.
         self.manual_backward(share * self.trainer.world_size)
+        if self.adapters is not None:
+            self.adapters.pull_back()
         norm = torch.nn.utils.clip_grad_norm_(
-            self._trainable, self.settings.gradient_clip or float("inf"), foreach=True
+            self._moved, self.settings.gradient_clip or float("inf"), foreach=True
         )
         self._note(share.detach(), norm, labelled)
         optimizer.step()
+        if self.adapters is not None:
+            self.adapters.merge()
         update_average(self._averages, self._trainable, state.step, self.settings.ema_decay)
         state.step += 1
         state.loss_steps += 1
+
+    def _share(self, batch: Batch, weights: Tensor) -> Tensor:
+        """What this process's frames of a joint batch add to its loss."""
+        labelled = batch.labelled
+        _, with_forces, with_stress = (batch.counts * weights > 0).tolist()
+        prediction = self.potential(labelled.graph, forces=with_forces, stress=with_stress)
+        sums = self.loss.sums(prediction, labelled)
+        return weighted_mean(sums, batch.joint_counts.to(sums.device), weights.to(sums.device))
 
     def _rate_factor(self, progress: float) -> float:
         settings = self.settings

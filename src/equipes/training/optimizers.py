@@ -2,43 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from equipes.nn.adapters import LowRankAdapters
 from equipes.training.config import TrainConfig
 
 PEAK_LEARNING_RATE = {"adamw": 0.01, "soap": 0.01, "muon": 0.02}
+FINE_TUNING = 0.1
+"""What a good learning rate is multiplied by where weights are trained already."""
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """The optimiser of `model`'s trainable parameters.
+@dataclass(frozen=True)
+class Moves:
+    """What of a model an optimiser moves: its trainable parameters, or adapters in the place of some.
+
+    Attributes:
+        rates: multiples of the learning rate by the name of the parameter; 1 for others.
+        adapters: move in place of the parameters that they adapt.
+    """
+
+    rates: Mapping[str, float] = field(default_factory=dict)
+    adapters: LowRankAdapters | None = None
+
+    def tensors(self, model: nn.Module) -> list[tuple[Tensor, float]]:
+        """Each with its multiple of the learning rate."""
+        factors = [] if self.adapters is None else self.adapters.factors()
+        adapted = {name for name, _ in factors}
+        whole = [
+            (name, parameter)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and name not in adapted
+        ]
+        return [(tensor, self.rates.get(name, 1.0)) for name, tensor in [*whole, *factors]]
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig, moves: Moves | None = None) -> Optimizer:
+    """The optimiser of `model`'s trainable parameters, or of what `moves` says.
 
     Its parameter groups carry `peak_lr`; `set_learning_rate` scales them.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    others = [parameter for parameter in parameters if parameter.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    moved = (moves or Moves()).tensors(model)
     peak = config.learning_rate or PEAK_LEARNING_RATE[config.optimizer]
-    optimizer = _BUILDERS[config.optimizer](groups, peak)
-    for group in optimizer.param_groups:
-        group["peak_lr"] = peak
-    return optimizer
+    groups = []
+    for rate in dict.fromkeys(rate for _, rate in moved):
+        tensors = [tensor for tensor, own in moved if own == rate]
+        matrices = [tensor for tensor in tensors if tensor.ndim >= 2]
+        others = [tensor for tensor in tensors if tensor.ndim < 2]
+        groups += [
+            {"params": matrices, "weight_decay": config.weight_decay, "peak_lr": rate * peak},
+            {"params": others, "weight_decay": 0.0, "peak_lr": rate * peak},
+        ]
+    groups = [group for group in groups if group["params"]]
+    return _BUILDERS[config.optimizer](groups, peak)
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
-    """Set every group to `factor` times its peak; returns the first group's rate."""
+    """Set every group to `factor` times its peak; returns the largest rate."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak_lr"]
-    return float(optimizer.param_groups[0]["lr"])
+    return float(max(group["lr"] for group in optimizer.param_groups))
 
 
 def _adamw(groups: list[dict[str, Any]], peak: float) -> Optimizer:

@@ -35,15 +35,33 @@ def learning_rate_factor(schedule: str, progress: float, *, warmup: float, coold
     return 1.0
 
 
+_SECONDS = {"wall": time.monotonic, "processor": time.process_time}
+
+
+def _now() -> dict[str, float]:
+    return {kind: seconds() for kind, seconds in _SECONDS.items()}
+
+
 @dataclass
 class Clock:
-    """Seconds of training so far, over all the runs that a training was resumed in."""
+    """Seconds of training so far, over all the runs that a training was resumed in.
 
+    Attributes:
+        kind: `wall`, or `processor`: seconds that all threads of this process computed, which other work on the
+            machine does not use up.
+        earlier: seconds of the runs before this one.
+    """
+
+    kind: str = "wall"
     earlier: float = 0.0
-    started: float = field(default_factory=time.monotonic)
+    started: dict[str, float] = field(default_factory=_now)
 
     def elapsed(self) -> float:
-        return self.earlier + time.monotonic() - self.started
+        return self.earlier + self.now() - self.started[self.kind]
+
+    def now(self) -> float:
+        """Seconds since some moment in the past."""
+        return _SECONDS[self.kind]()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,11 +21,18 @@ class Batch:
         labelled: its frames.
         counts: `[3]` float64 on the CPU, how many energy, force and stress numbers they are labelled with.
         joint_counts: the same for the frames of all processes together.
+        replay: a batch of other frames that this step trains on too, or None.
     """
 
     labelled: LabelledGraph
     counts: Tensor
     joint_counts: Tensor
+    replay: Batch | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with the frames on another device."""
+        replay = None if self.replay is None else self.replay.to(device)
+        return replace(self, labelled=self.labelled.to(device), replay=replay)
 
 
 class BatchStream:
@@ -36,10 +43,14 @@ class BatchStream:
     knows which frames the others have, nobody needs to send how many labels there are.
     """
 
-    def __init__(self, dataset: GraphDataset, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, dataset: GraphDataset, batch_size: int, seed: int, replay: BatchStream | None = None
+    ) -> None:
+        """With `replay` each batch has one of that stream beside it."""
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
+        self.replay = replay
         self.rank, self.world = 0, 1
         self.step = 0
         """Where iteration starts."""
@@ -61,14 +72,18 @@ class BatchStream:
     def __iter__(self) -> Iterator[Batch]:
         step = self.step
         while True:
-            joint = self.indices(step)
-            mine = joint[self.rank :: self.world]
-            yield Batch(
-                labelled=LabelledGraph.batch([self.dataset[index] for index in mine]),
-                counts=self._counts[mine].sum(0),
-                joint_counts=self._counts[joint].sum(0),
-            )
+            yield self._batch(step, self.rank, self.world)
             step += 1
+
+    def _batch(self, step: int, rank: int, world: int) -> Batch:
+        joint = self.indices(step)
+        mine = joint[rank::world]
+        return Batch(
+            labelled=LabelledGraph.batch([self.dataset[index] for index in mine]),
+            counts=self._counts[mine].sum(0),
+            joint_counts=self._counts[joint].sum(0),
+            replay=None if self.replay is None else self.replay._batch(step, rank, world),
+        )
 
     def _order(self, number: int) -> np.ndarray:
         if self._pass is None or self._pass[0] != number:

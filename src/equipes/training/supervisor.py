@@ -133,7 +133,7 @@ class Supervisor(pl.Callback):
 
     def _validate(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Measure the averaged weights, write the row, and keep the weights when they are the best so far."""
-        began = time.monotonic()
+        began = self.clock.now()
         module.check_finite()
         state, settings = module.state, module.settings
         train_loss = module.collect_loss() / state.loss_steps if state.loss_steps else None
@@ -172,7 +172,7 @@ class Supervisor(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if v is not None}, step=state.step)
         # The first validation is slower than the others, so the newest counts.
-        state.seconds_after = 1.2 * (time.monotonic() - began) + 0.2
+        state.seconds_after = 1.2 * (self.clock.now() - began) + 0.2
 
     def _save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         trainer.save_checkpoint(self.out / CHECKPOINT)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import math
 import platform
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +22,15 @@ from equipes.files import atomic_write, new_directory
 from equipes.models import Potential, build, load
 from equipes.training.config import Config
 from equipes.training.display import ProgressDisplay
+from equipes.training.familiarity import remember_training
+from equipes.training.fine_tuning import Tuning, open_base, tune
+from equipes.training.identity import config_hash, refuse_other_training
 from equipes.training.inputs import Prepared, check, prepare, read_splits
 from equipes.training.loading import dump_config, load_config, with_absolute_files, with_files
-from equipes.training.loggers import StepLogger, build_loggers
+from equipes.training.loggers import StepLogger, build_loggers, quiet_lightning
 from equipes.training.losses import Loss
 from equipes.training.metrics import error_metrics, predict_frames
-from equipes.training.module import STATE_KEY, TrainingModule
+from equipes.training.module import TrainingModule
 from equipes.training.records import SafeCheckpointIO, remove_leftovers
 from equipes.training.schedules import Budget, Clock
 from equipes.training.state import Row
@@ -39,12 +38,6 @@ from equipes.training.stream import BatchStream
 from equipes.training.supervisor import CHECKPOINT, MODEL, Supervisor
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
-
-# What may change when a training resumes without it becoming another training.
-_FREE = {
-    "max_minutes", "max_epochs", "max_steps", "early_stopping", "checkpoint_every_minutes", "accelerator", "devices",
-    "num_nodes", "loggers", "log_every",
-}  # fmt: skip
 
 
 def _rank() -> int:
@@ -61,10 +54,12 @@ class TrainingResult:
         validation: the row of metrics.csv of the saved model.
         test: `error_metrics` on the test frames, or None without such.
         steps: optimiser steps made.
-        minutes: wall-clock time used, over all runs.
+        minutes: time used by `train.clock`, over all runs.
         reason: why it ended.
         signal: the signal that stopped it before its end, or 0; `resume=True` then continues.
         process: number of this process; only the first, 0, evaluates on test frames and writes the summary.
+        fine_tuning: of a training that began with a potential: what that was, its errors on the validation frames, and
+            what was forgotten (`Tuning.conclude`).
     """
 
     out: Path
@@ -75,6 +70,7 @@ class TrainingResult:
     reason: str
     signal: int = 0
     process: int = 0
+    fine_tuning: dict[str, Any] | None = None
 
     @property
     def model(self) -> Path:
@@ -112,28 +108,46 @@ def train(
     checkpoint = _prepare_directory(out, resume=resume, overwrite=overwrite)
     if config is None:
         config = _earlier_config(out)
+    base = open_base(config)
     splits = read_splits(config.data, config.train.seed)
     for sentence in check(splits, config.data.checks):
         console.print(f"Warning: {sentence}", style="yellow", highlight=False, soft_wrap=True)
-    prepared = prepare(config, splits)
+    prepared = prepare(config, splits, None if base is None else base.potential)
+    tuning = None if base is None else tune(prepared, base)
+    prepared = prepared if tuning is None else tuning.prepared
     config = prepared.config
-    fingerprints = {"config": _config_hash(config), "data": splits.fingerprint()}
+    fingerprints = {"config": config_hash(config), "data": splits.fingerprint()}
+    if base is not None:
+        fingerprints["base"] = base.sha256
     if checkpoint is not None:
-        _refuse_other_training(checkpoint, out, config, fingerprints)
-    potential = _build(prepared)
+        refuse_other_training(checkpoint, out / CONFIG, config, fingerprints)
+    potential = _build(prepared) if tuning is None else tuning.potential
     if _rank() == 0:
         dump_config(with_absolute_files(config), out / CONFIG, overwrite=True)
-    console.print(_introduction(prepared, potential), highlight=False, soft_wrap=True)
+    console.print(_introduction(prepared, potential, tuning), highlight=False, soft_wrap=True)
 
     settings = config.train
+    clock.kind = settings.clock
     budget = _budget(config, len(prepared.train))
-    stream = BatchStream(prepared.train, _joint_batch_size(config), settings.seed)
+    replay = None if tuning is None else tuning.replay_stream()
+    stream = BatchStream(prepared.train, _joint_batch_size(config), settings.seed, replay)
     loss = Loss(settings.loss, prepared.scale, settings.huber_delta)
-    module = TrainingModule(potential, settings, loss, [frame.label for frame in splits.train], fingerprints)
-    supervisor = Supervisor(
-        out, stream, prepared.val, budget, clock, lambda row: _provenance(prepared, fingerprints, row)
+    labels = [frame.label for frame in splits.train]
+    module = TrainingModule(
+        potential,
+        settings,
+        loss,
+        labels,
+        fingerprints,
+        moves=None if tuning is None else tuning.moves,
+        replay_weight=1.0 if tuning is None else tuning.replay_weight,
     )
-    with _quiet_lightning():
+
+    def describe(row: Row) -> dict[str, Any]:
+        return _provenance(prepared, fingerprints, row, tuning)
+
+    supervisor = Supervisor(out, stream, prepared.val, budget, clock, describe)
+    with quiet_lightning():
         trainer = _lightning_trainer(config, out, [supervisor, ProgressDisplay(console, budget), *callbacks])
         trainer.fit(
             module, train_dataloaders=stream, ckpt_path=None if checkpoint is None else str(checkpoint)
@@ -154,7 +168,7 @@ def train(
     )
     if stopped or result.process != 0:
         return result
-    return _finish(result, prepared, fingerprints, module.device)
+    return _finish(result, prepared, fingerprints, module, tuning)
 
 
 def _prepare_directory(out: Path, *, resume: bool, overwrite: bool) -> Path | None:
@@ -184,43 +198,6 @@ def _earlier_config(out: Path) -> Config:
     return load_config(path)
 
 
-def _refuse_other_training(checkpoint: Path, out: Path, config: Config, fingerprints: dict[str, str]) -> None:
-    """A checkpoint continues only with the config and the data that it was made with."""
-    stored = SafeCheckpointIO().load_checkpoint(checkpoint).get(STATE_KEY)
-    if not isinstance(stored, dict) or "fingerprints" not in stored:
-        raise InputError(f"{checkpoint}: not a checkpoint of equipes; start again with --overwrite")
-    if stored["fingerprints"]["data"] != fingerprints["data"]:
-        raise InputError(
-            f"{out} was trained on other frames; give the same data, or start again with --overwrite"
-        )
-    if stored["fingerprints"]["config"] != fingerprints["config"]:
-        changed = ", ".join(_differences(_earlier_config(out), config)) or "the config"
-        raise InputError(
-            f"{out} was begun with another value of {changed}; a resumed training may only change its budget, devices "
-            "and loggers: give the same values, or start again with --overwrite"
-        )
-
-
-def _differences(old: Config, new: Config) -> Iterator[str]:
-    before, after = _identity(old), _identity(new)
-    for section in before:
-        for key in before[section]:
-            if before[section][key] != after[section][key]:
-                yield f"{section}.{key}"
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    """The part of a config that decides the weights: neither where files lie nor how long and where it runs."""
-    tree = with_files(config, lambda name: Path(name).name).model_dump(mode="json")
-    tree["train"] = {key: value for key, value in tree["train"].items() if key not in _FREE}
-    del tree["data"]["checks"]
-    return tree
-
-
-def _config_hash(config: Config) -> str:
-    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()
-
-
 def _build(prepared: Prepared) -> Potential:
     model = prepared.config.model
     hyperparameters = model.model_dump(exclude={"architecture", "species", "dtype"})
@@ -228,7 +205,7 @@ def _build(prepared: Prepared) -> Potential:
         model.architecture,
         prepared.species,
         hyperparameters,
-        dtype=model.dtype,
+        dtype=model.dtype or "float32",
         seed=prepared.config.train.seed,
     )
 
@@ -283,24 +260,7 @@ def _lightning_trainer(config: Config, out: Path, callbacks: list[pl.Callback]) 
     )
 
 
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's remarks on devices and loaders, which are not about anything the user did."""
-    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\..*")
-            warnings.filterwarnings("ignore", message=r".*dataloader.*|.*GPU available but not used.*")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
-def _introduction(prepared: Prepared, potential: Potential) -> str:
+def _introduction(prepared: Prepared, potential: Potential, tuning: Tuning | None) -> str:
     """The essentials, before anything is computed."""
     config, references = prepared.config, prepared.references
     settings, model = config.train, config.model
@@ -309,6 +269,8 @@ def _introduction(prepared: Prepared, potential: Potential) -> str:
     if splits.test:
         counts += f", {len(splits.test)} test"
     shifts = getattr(model, "per_type_energy_shifts", None) or getattr(model, "atomic_energies", None)
+    if tuning is not None:
+        shifts = references.values
     energies = (
         ", ".join(f"{s} {e:.3f}" for s, e in shifts.items())
         if isinstance(shifts, dict)
@@ -317,7 +279,7 @@ def _introduction(prepared: Prepared, potential: Potential) -> str:
     budget = [
         f"{value:g} {unit}"
         for value, unit in (
-            (settings.max_minutes, "minutes"),
+            (settings.max_minutes, "minutes" if settings.clock == "wall" else "processor minutes"),
             (settings.max_epochs, "epochs"),
             (settings.max_steps, "steps"),
         )
@@ -331,17 +293,24 @@ def _introduction(prepared: Prepared, potential: Potential) -> str:
     )
     lines = [
         f"frames      {counts}",
-        f"elements    {', '.join(prepared.species)}; reference energies {energies} eV",
+        f"elements    {_shortened(prepared.species)}; reference energies {energies} eV",
         f"            {references.message}" if references.message else "",
         f"forces      {prepared.scale:.3f} eV/Å rms; {mean} {model.r_max:g} Å",
-        f"model       {model.architecture}, {potential.summary()['parameters']:,} parameters, {model.dtype}",
+        *([] if tuning is None else tuning.introduction),
+        f"model       {potential.architecture}, {potential.summary()['parameters']:,} parameters, {model.dtype}",
         f"training    {' or '.join(budget)}, batches of {settings.batch_size}, {settings.optimizer}, "
         f"{settings.schedule} schedule",
     ]
     return "\n".join(line for line in lines if line)
 
 
-def _provenance(prepared: Prepared, fingerprints: dict[str, str], row: Row) -> dict[str, Any]:
+def _shortened(species: Sequence[str]) -> str:
+    return ", ".join(species) if len(species) <= 20 else f"{len(species)}"
+
+
+def _provenance(
+    prepared: Prepared, fingerprints: dict[str, str], row: Row, tuning: Tuning | None
+) -> dict[str, Any]:
     """What a model file says of its origin. No times and no directories, so that equal trainings give equal files."""
     config = with_files(prepared.config, lambda name: Path(name).name)
     return {
@@ -356,29 +325,39 @@ def _provenance(prepared: Prepared, fingerprints: dict[str, str], row: Row) -> d
             "reference_energies_determined": prepared.references.determined,
         },
         "validation": {key: value for key, value in row.items() if key != "minutes"},
+        **({} if tuning is None else {"fine_tuning": tuning.facts}),
     }
 
 
 def _finish(
-    result: TrainingResult, prepared: Prepared, fingerprints: dict[str, str], device: torch.device
+    result: TrainingResult,
+    prepared: Prepared,
+    fingerprints: dict[str, str],
+    module: TrainingModule,
+    tuning: Tuning | None,
 ) -> TrainingResult:
-    """Evaluate on the test frames and write the summary."""
+    """Evaluate on the test frames, measure what was forgotten, and write the summary."""
     if not result.model.exists():
         raise InputError(
             f"{result.out}: the validation loss was never finite, so there is no model; look at the data "
             "(`equipes data check`) and try a lower train.learning_rate"
         )
+    remember_training(result.model, prepared.splits.train, prepared.splits.val, module.device)
     test = None
     if prepared.splits.test:
         potential = load(result.model)
         test = error_metrics(
-            prepared.splits.test, predict_frames(potential, prepared.splits.test, device=device)
+            prepared.splits.test, predict_frames(potential, prepared.splits.test, device=module.device)
         )
-    result = TrainingResult(**{**vars(result), "test": test})
+    fine_tuning = None
+    if tuning is not None:
+        fine_tuning = tuning.conclude(result.model, module.state.history[0])
+    result = replace(result, test=test, fine_tuning=fine_tuning)
     summary = {
         "model": MODEL,
         "validation": result.validation,
         "test": test,
+        **({} if fine_tuning is None else {"fine_tuning": fine_tuning}),
         "steps": result.steps,
         "minutes": result.minutes,
         "reason": result.reason,

@@ -40,6 +40,7 @@ bool contains(const std::vector<Irrep>& irreps, const Irrep& kind) {
 // Marks what cannot reach the energy. The last layer makes scalars only, of which features with p = -(-1)^l know nothing;
 // so these need not be made in the layer before, nor what only they would have needed.
 void mark_idle(std::vector<LayerSpec>& layers) {
+  if (layers.back().product()) return;  // a contraction makes scalars of everything
   std::vector<Irrep> wanted = layers.back().scalars;
   for (std::size_t k = layers.size(); k-- > 0;) {
     LayerSpec& layer = layers[k];
@@ -106,7 +107,11 @@ typename Engine<T>::Layer Engine<T>::make_layer(const LayerSpec& stated) {
   Layer layer;
   for (const Irrep& irrep : busy(stated.irreps_in)) layer.in.add(irrep, Channels<T>({irrep.multiplicity}));
   layer.convolution = Convolution<T>(busy(stated.irreps_in), busy_paths(stated), busy(stated.messages));
-  add_gate(stated, layer);
+  layer.radial.gain = spec_.gain;
+  if (stated.product())
+    for (const Irrep& irrep : stated.gate_in) layer.gate_in.add(irrep, Channels<T>({irrep.multiplicity}));
+  else
+    add_gate(stated, layer);
 
   for (const Irrep& irrep : stated.irreps_in) {
     const int block = layer.in.find(irrep);
@@ -141,16 +146,18 @@ typename Engine<T>::Layer Engine<T>::make_layer(const LayerSpec& stated) {
     for (const Irrep& irrep : stated.gate_in)
       for (const Irrep& source : stated.irreps_in) {
         if (!source.same_kind(irrep)) continue;
-        const int weight = add_weight(Channels<T>::dense(spec_.n_attributes), gate_channels(stated, irrep),
+        const int weight = add_weight(Channels<T>::dense(n_attributes()), gate_channels(stated, irrep),
                                       source.multiplicity, irrep.idle);
         if (!irrep.idle) layer.self_connection.push_back({layer.in.find(irrep), layer.gate_in.find(irrep), weight});
       }
+  if (stated.product()) add_product(stated, layer, &stated == &spec_.layers.back());
   return layer;
 }
 
 // Even scalars hold the gates of the other features beside themselves.
 template <class T>
 Channels<T> Engine<T>::gate_channels(const LayerSpec& stated, const Irrep& irrep) const {
+  if (stated.product()) return Channels<T>({irrep.multiplicity});
   std::vector<int> groups = {irrep.multiplicity};
   std::vector<bool> idle = {irrep.idle};
   if (irrep.l == 0 && irrep.p == 1) {
@@ -184,12 +191,12 @@ template <class T>
 Engine<T>::Engine(const ModelSpec& spec) : spec_(spec) {
   if (spec.l_max > kMaxL) throw std::invalid_argument("l_max is too large for the native kernels");
   mark_idle(spec_.layers);
-  attributes_.add({spec.n_attributes, 0, 1}, Channels<T>({spec.n_attributes}));
-  embedding_ = add_weight(Channels<T>::dense(spec.n_species), Channels<T>({spec.n_attributes}));
+  embedding_ = add_weight(Channels<T>::dense(spec.n_species), Channels<T>({spec.n_features}));
   for (const LayerSpec& stated : spec_.layers) layers_.push_back(make_layer(stated));
   const Features<T>& last = layers_.back().out;
   if (last.blocks.size() != 1 || last.blocks[0].irrep.l != 0)
     throw std::invalid_argument("the last layer must give even scalars only");
+  readout_.gain = spec.gain;
   readout_weights_ =
       add_network(readout_, last.blocks[0].channels.count(), spec.readout_widths, Channels<T>(std::vector<int>{1}));
   scales_ = int(sizes_.size());
@@ -262,8 +269,8 @@ void Engine<T>::self_connect(Team team, const Pass& pass, const Layer& layer, in
     const Block<T>& in = layer.in.blocks[entry.from];
     const Block<T>& out = layer.gate_in.blocks[entry.to];
     count_operations(team, Routine::kSelfConnection, 2.0 * atoms * in.components() * in.width() * out.width());
-    for (std::size_t s = 0; s < pass.plan.species.size(); ++s) {
-      const SpeciesRange& range = pass.plan.species[s];
+    for (std::size_t s = 0; s < pass.kinds.size(); ++s) {
+      const SpeciesRange& range = pass.kinds[s];
       const Matrix<T> weight{pass.layers[k].species_matrices[c] + s * in.width() * out.width(), out.width()};
       const std::int64_t rows = (range.last - range.first) * in.components();
       const std::int64_t at_in = range.first * in.size(), at_out = range.first * out.size();
@@ -277,29 +284,30 @@ void Engine<T>::self_connect(Team team, const Pass& pass, const Layer& layer, in
   }
 }
 
-// W_species[u, w] = Σ_v a_species[v] W[u, v, w] / √(channels · attributes)
+// W_species[u, w] = Σ_v a_species[v] W[u, v, w] / √(channels · attributes); without species there is one, a = 1
 template <class T>
 void Engine<T>::make_species_matrices(Team team, Pass& pass, int k) const {
   const Timer timer(team, Routine::kSpeciesMatrices);
   const Layer& layer = layers_[k];
-  const std::int64_t n_species = std::int64_t(pass.plan.species.size());
+  const std::int64_t n_kinds = std::int64_t(pass.kinds.size());
+  const int depth = Channels<T>::padded(n_attributes());
   for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
     const BlockWeight& entry = layer.self_connection[c];
     const Block<T>& in = layer.in.blocks[entry.from];
     const int width = layer.gate_in.blocks[entry.to].width();
     const std::int64_t stride = std::int64_t(in.width()) * width;
-    const T factor = T(1.0 / std::sqrt(double(in.channels.count()) * spec_.n_attributes));
+    const T factor = T(1.0 / std::sqrt(double(in.channels.count()) * n_attributes()));
     const auto [first, last] = team.share(in.width());
     for (std::int64_t u = first; u < last; ++u) {
       T* target = pass.layers[k].species_matrices[c] + u * width;
       if (u < in.channels.count())
-        multiply<T>(Team{}, n_species, width, spec_.n_attributes, {pass.attributes, attributes_.blocks[0].width()},
+        multiply<T>(Team{}, n_kinds, width, n_attributes(), {pass.attributes, depth},
                     {pass.values[entry.weight] + u * weights_[entry.weight].matrix_size(), width}, target, stride, false,
                     factor);
       else
-        for (std::int64_t s = 0; s < n_species; ++s) std::fill_n(target + s * stride, width, T(0));
+        for (std::int64_t s = 0; s < n_kinds; ++s) std::fill_n(target + s * stride, width, T(0));
     }
-    count_operations(team, Routine::kSpeciesMatrices, 2.0 * in.channels.count() * spec_.n_attributes * width * n_species);
+    count_operations(team, Routine::kSpeciesMatrices, 2.0 * in.channels.count() * n_attributes() * width * n_kinds);
   }
 }
 
@@ -357,7 +365,7 @@ void Engine<T>::self_connection_gradient(Team team, const Pass& pass, int k, con
   const Layer& layer = layers_[k];
   const typename Pass::State& state = pass.layers[k];
   const std::int64_t atoms = pass.plan.atoms;
-  const std::vector<SpeciesRange>& species = pass.plan.species;
+  const std::vector<SpeciesRange>& species = pass.kinds;
   {
     const Timer timer(team, Routine::kSelfConnectionGradient);
     for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
@@ -380,20 +388,22 @@ void Engine<T>::self_connection_gradient(Team team, const Pass& pass, int k, con
   }
   team.wait();
   const Timer timer(team, Routine::kSpeciesMatrices);
-  const int n_attributes = attributes_.blocks[0].width();
+  const int depth = Channels<T>::padded(n_attributes());
   for (std::size_t c = 0; c < layer.self_connection.size(); ++c) {
     const BlockWeight& entry = layer.self_connection[c];
     const Block<T>& in = layer.in.blocks[entry.from];
     const int width = layer.gate_in.blocks[entry.to].width(), channels = in.channels.count();
     const Weight<T>& cube = weights_[entry.weight];
-    const T norm = T(1.0 / std::sqrt(double(channels) * spec_.n_attributes));
+    const T norm = T(1.0 / std::sqrt(double(channels) * n_attributes()));
     const std::int64_t size = std::int64_t(in.width()) * width;
     const auto [first_row, last_row] = team.share(channels);
     for (std::int64_t u = first_row; u < last_row; ++u)
-      multiply<T>(Team{}, spec_.n_attributes, width, species.size(),
-                  Matrix<T>{pass.attributes, n_attributes}.transposed(), {state.species_changes[c] + u * width, size},
+      multiply<T>(Team{}, n_attributes(), width, species.size(),
+                  Matrix<T>{pass.attributes, depth}.transposed(), {state.species_changes[c] + u * width, size},
                   targets[entry.weight] + u * cube.matrix_size(), width, false, norm);
-    const auto [first, last] = team.share(spec_.n_attributes);
+    count_operations(team, Routine::kSpeciesMatrices, 4.0 * channels * n_attributes() * width * species.size());
+    if (!spec_.species_aware) continue;
+    const auto [first, last] = team.share(n_attributes());
     for (std::int64_t v = first; v < last; ++v)
       for (std::size_t s = 0; s < species.size(); ++s) {
         Vector<T> total{};
@@ -402,9 +412,8 @@ void Engine<T>::self_connection_gradient(Team team, const Pass& pass, int k, con
           const T* change = state.species_changes[c] + s * size + u * width;
           for (int w = 0; w < width; w += kLanes<T>) total += load(matrix + w) * load(change + w);
         }
-        targets[embedding_][species[s].type * n_attributes + v] += sum<T>(total) * norm;
+        targets[embedding_][species[s].type * depth + v] += sum<T>(total) * norm;
       }
-    count_operations(team, Routine::kSpeciesMatrices, 4.0 * channels * spec_.n_attributes * width * species.size());
   }
 }
 
@@ -443,6 +452,7 @@ void Engine<T>::radial_backward(Team team, Pass& pass, int k, const std::vector<
 
 template <class T>
 void Engine<T>::gate(Team team, Pass& pass, int k) const {
+  if (layers_[k].product) return product_forward(team, pass, k);
   const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
@@ -488,6 +498,7 @@ void Engine<T>::gate(Team team, Pass& pass, int k) const {
 
 template <class T>
 void Engine<T>::gate_reverse(Team team, Pass& pass, int k) const {
+  if (layers_[k].product) return product_reverse(team, pass, k);
   const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
@@ -527,6 +538,7 @@ void Engine<T>::gate_reverse(Team team, Pass& pass, int k) const {
 
 template <class T>
 void Engine<T>::gate_tangent(Team team, Pass& pass, int k) const {
+  if (layers_[k].product) return product_tangent(team, pass, k);
   const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
@@ -563,7 +575,8 @@ void Engine<T>::gate_tangent(Team team, Pass& pass, int k) const {
 }
 
 template <class T>
-void Engine<T>::gate_dual(Team team, Pass& pass, int k, const T* change) const {
+void Engine<T>::gate_dual(Team team, Pass& pass, int k, const T* change, const std::vector<T*>& targets) const {
+  if (layers_[k].product) return product_dual(team, pass, k, change, targets);
   const Timer timer(team, Routine::kGate);
   const Layer& layer = layers_[k];
   typename Pass::State& state = pass.layers[k];
@@ -777,7 +790,7 @@ void Engine<T>::read_out(Team team, Pass& pass, double* energies) const {
       cotangent[f] = weight * values.back()[f * stride];
       cotangent[depth + f] = T(0);
     }
-    pass.readout_energy[n] = double(sum * factor);
+    pass.readout_energy[n] = double(sum * factor) + layer_readouts(pass, n, false);
   }
   team.wait();
   for (std::int64_t i = first; i < last; ++i) {
@@ -827,10 +840,13 @@ void Engine<T>::read_out_dual(Team team, Pass& pass, const double* energy_cotang
         target[f * stride] += value * row[f] + slope * row[depth + f];
         tangent += row[depth + f] * values.back()[f * stride];
       }
-      if (gradients.scales != nullptr) gradients.scales[type] += c * pass.readout_energy[n] + double(tangent * factor);
+      if (gradients.scales != nullptr)
+        gradients.scales[type] += c * pass.readout_energy[n] + double(tangent * factor) + layer_readouts(pass, n, true);
       if (gradients.shifts != nullptr) gradients.shifts[type] += c;
     }
+    if (gradients.scales != nullptr) repulsion_scales_gradient(pass, energy_cotangent, gradients.scales);
   }
+  layer_readouts_gradient(team, pass, gradients.weights);
   team.wait();
   reverse_readout(team, pass, pick(gradients.weights, readout_weights_), gradients.x_change[0]);
 }
@@ -862,17 +878,21 @@ void Engine<T>::sweep_forward(Team team, Pass& pass, const double* vectors, doub
   const Plan& plan = pass.plan;
   {
     const Timer timer(team, Routine::kGeometry);
-    harmonics_of_edges<T>(team, plan, vectors, spec_.l_max, pass.geometry, pass.harmonics);
+    harmonics_of_edges<T>(team, plan, vectors, spec_.l_max, spec_.inverted, pass.geometry, pass.harmonics);
     pass.basis.evaluate(team, plan, Channels<T>::padded(spec_.n_roots), pass.basis_rows);
   }
   const T* embedding = pass.values[embedding_];
-  const int n_attributes = attributes_.blocks[0].width();
-  if (team.rank == 0)
-    for (std::size_t s = 0; s < plan.species.size(); ++s)
-      std::copy_n(embedding + plan.species[s].type * n_attributes, n_attributes, pass.attributes + s * n_attributes);
+  const int width = int(layers_[0].in.size);
+  if (team.rank == 0) {
+    if (spec_.species_aware)
+      for (std::size_t s = 0; s < pass.kinds.size(); ++s)
+        std::copy_n(embedding + pass.kinds[s].type * width, width, pass.attributes + s * width);
+    else
+      pass.attributes[0] = T(1);
+  }
   const auto [first, last] = team.share(plan.atoms);
   for (std::int64_t n = first; n < last; ++n)
-    std::copy_n(embedding + pass.type_at[n] * n_attributes, n_attributes, pass.layers[0].x + n * n_attributes);
+    std::copy_n(embedding + pass.type_at[n] * width, width, pass.layers[0].x + n * width);
   team.wait();
   for (int k = 0; k < int(layers_.size()); ++k) {
     const Layer& layer = layers_[k];
@@ -909,6 +929,7 @@ void Engine<T>::sweep_reverse(Team team, Pass& pass) const {
     linear(team, pass, layer, state.y_cotangent, state.x_cotangent, true);
     team.wait();
     self_connect(team, pass, layer, k, state.z_cotangent, state.x_cotangent, true);
+    bypass_reverse(team, pass, k, pass.layers[k + 1].x_cotangent, false, state.x_cotangent);
     team.wait();
   }
   gather(team, pass.harmonics_cotangent, pass.private_edges, pass.edge_numbers);
@@ -928,8 +949,9 @@ void Engine<T>::differentiate_edges(Team team, Pass& pass, double* energies, dou
       if (repulsive) {
         const int pair = int(pass.types[i] * spec_.n_species + pass.types[plan.sender[e]]);
         const auto [energy, derivative] = spec_.repulsion.evaluate(pair, plan.length[e], spec_.cutoffs[pair]);
-        energies[i] += energy;
-        slope = derivative;
+        const double factor = spec_.repulsion.scaled ? pass.scales[pass.types[i]] : 1.0;
+        energies[i] += factor * energy;
+        slope = factor * derivative;
       }
       if (gradient == nullptr) continue;
       slope += double(pass.length_cotangent[e]);
@@ -989,7 +1011,7 @@ void Engine<T>::sweep_dual(Team team, Pass& pass, const Gradients& gradients) co
   for (int k = int(layers_.size()) - 1; k >= 0; --k) {
     const Layer& layer = layers_[k];
     const typename Pass::State& state = pass.layers[k];
-    gate_dual(team, pass, k, change);
+    gate_dual(team, pass, k, change, gradients.weights);
     team.wait();
     mix(team, pass, layer, state.z_change, state.messages_change, true);
     mix_gradient(team, pass, k, gradients.weights);
@@ -999,16 +1021,17 @@ void Engine<T>::sweep_dual(Team team, Pass& pass, const Gradients& gradients) co
     linear_gradient(team, pass, k, gradients.weights);
     team.wait();
     self_connect(team, pass, layer, k, state.z_change, below, true);
+    bypass_reverse(team, pass, k, change, true, below);
     self_connection_gradient(team, pass, k, gradients.weights);
     radial_backward(team, pass, k, gradients.weights, gradients.roots);
     team.wait();
     std::swap(change, below);
   }
-  const int n_attributes = attributes_.blocks[0].width();
-  const auto [first, last] = team.share(n_attributes);
+  const int width = int(layers_[0].in.size);
+  const auto [first, last] = team.share(width);
   for (std::int64_t n = 0; n < pass.plan.atoms; ++n)
     for (std::int64_t v = first; v < last; ++v)
-      gradients.weights[embedding_][pass.type_at[n] * n_attributes + v] += change[n * n_attributes + v];
+      gradients.weights[embedding_][pass.type_at[n] * width + v] += change[n * width + v];
 }
 
 // ---- Passes
@@ -1042,6 +1065,7 @@ void Engine<T>::backward(int threads, Pass& pass, const double* energy_cotangent
   const Gradients targets = prepare_gradients(pass, threads, gradients, *arena);
   with_team(threads, [&](Team team) {
     set_direction(team, pass, gradient_cotangent);
+    if (team.rank == 0) pass.energy_cotangent = energy_cotangent;
     sweep_tangent(team, pass);
     read_out_dual(team, pass, energy_cotangent, targets);
     sweep_dual(team, pass, targets);
@@ -1095,7 +1119,8 @@ void Engine<T>::prepare(Pass& pass, int threads, const std::vector<const void*>&
     pass.private_features.push_back(arena.take<T>(atoms * widest));
     pass.private_edges.push_back(arena.take<T>(pass.edge_numbers));
   }
-  pass.attributes = arena.take<T>(plan.species.size() * attributes_.blocks[0].width());
+  pass.kinds = spec_.species_aware ? plan.species : std::vector<SpeciesRange>{{0, 0, atoms}};
+  pass.attributes = arena.take<T>(pass.kinds.size() * Channels<T>::padded(n_attributes()));
   for (const Layer& layer : layers_) {
     pass.layers.emplace_back();
     prepare_layer(pass, layer, pass.layers.back());
@@ -1113,7 +1138,7 @@ template <class T>
 void Engine<T>::prepare_layer(Pass& pass, const Layer& layer, typename Pass::State& state) const {
   Arena& arena = *pass.arena;
   const std::int64_t atoms = pass.plan.atoms, pairs = pass.plan.pairs;
-  const std::int64_t scalars = atoms * layer.gate_in.blocks[layer.scalars].size();
+  const std::int64_t scalars = layer.product ? 0 : atoms * layer.gate_in.blocks[layer.scalars].size();
   for (T** features : {&state.x, &state.x_cotangent, &state.y, &state.y_cotangent})
     *features = arena.take<T>(atoms * layer.in.size);
   for (T** messages : {&state.messages, &state.messages_cotangent})
@@ -1134,6 +1159,7 @@ void Engine<T>::prepare_layer(Pass& pass, const Layer& layer, typename Pass::Sta
   }
   for (const BlockWeight& entry : layer.self_connection)
     state.species_matrices.push_back(arena.take<T>(species_matrices_size(pass, layer, entry)));
+  if (layer.product) prepare_product(pass, layer, state);
 }
 
 // Memory of the way back.
@@ -1151,6 +1177,7 @@ typename Engine<T>::Gradients Engine<T>::prepare_gradients(Pass& pass, int threa
       std::fill_n(target, weight.size(), T(0));
     targets.weights.push_back(target);
   }
+  for (int weight : partial_) std::fill_n(targets.weights[weight], weights_[weight].size(), T(0));
   targets.scales = static_cast<double*>(gradients[scales_]);
   targets.shifts = static_cast<double*>(gradients[shifts_]);
   targets.roots = static_cast<double*>(gradients[roots_]);
@@ -1200,6 +1227,7 @@ typename Engine<T>::Gradients Engine<T>::prepare_gradients(Pass& pass, int threa
     state.species_changes.clear();
     for (const BlockWeight& entry : layer.self_connection)
       state.species_changes.push_back(arena.take<T>(species_matrices_size(pass, layer, entry)));
+    if (layer.product) prepare_product_gradients(pass, layer, state, arena);
   }
   pass.layers.back().x_tangent = arena.take<T>(atoms * layers_.back().out.size);
   return targets;

@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "contraction.hpp"
 #include "convolution.hpp"
 #include "geometry.hpp"
 #include "layout.hpp"
@@ -31,10 +32,19 @@ struct LayerSpec {
   std::vector<Irrep> gate_in;  // united and sorted
   std::vector<Irrep> scalars, gated;  // what the gate puts out
   bool self_connection = false;
+
+  // MACE's layers have a symmetric contraction in the place of the gate (engine_product.cpp). `out` is what they give; with
+  // `residual` the species' matrices act on x and are added to that, otherwise they act on what is contracted.
+  std::vector<Irrep> out;
+  ContractionTable contraction;
+  std::vector<int> contraction_rows;  // of each parameter with weights [n_species, rows, channels]
+  bool residual = false;
+  bool product() const { return !out.empty(); }
 };
 
 struct ModelSpec {
-  int n_species = 0, n_attributes = 0, l_max = 0;
+  int n_species = 0, n_features = 0, l_max = 0;  // n_features: of the first layer, the embedding of the species
+  bool species_aware = true;  // self-connections have a matrix for each species, made of its embedding
   std::vector<double> cutoffs;  // [n_species, n_species] Å, by receiver and sender
   std::vector<double> norms;  // [n_species], of senders
   RadialBasis basis;  // without roots: they are a parameter
@@ -42,6 +52,9 @@ struct ModelSpec {
   std::vector<LayerSpec> layers;
   std::vector<int> readout_widths;  // hidden layers of the readout
   Repulsion repulsion;
+  bool inverted = false;  // harmonics are those of the opposite vectors
+  double gain = 2.0;  // square of the factor of the activations in networks
+  double species_fan_in = 1.0;  // of the species' matrices in MACE's layers, beside the channels
 };
 
 template <class T>
@@ -91,6 +104,13 @@ class Engine {
     std::vector<GateOutput> gate;
     int scalars = -1;  // block of even scalars in gate_in
     std::vector<int> untouched;  // blocks of gate_in that linear_2 does not write
+
+    bool product = false, residual = false;  // MACE's; `scalars` is then a block of out
+    Features<T> m;  // what the contraction gives
+    ContractionTable table;
+    std::vector<int> contraction_weights;  // in weights_
+    std::vector<BlockWeight> species_maps, linear_3;
+    int readout = -1;  // in weights_; the last layer has none
   };
 
   // Where gradients go: of the weights to the caller's arrays or to padded copies; nullptr: not wanted.
@@ -127,7 +147,28 @@ class Engine {
   void gate(Team, Pass&, int k) const;
   void gate_reverse(Team, Pass&, int k) const;
   void gate_tangent(Team, Pass&, int k) const;
-  void gate_dual(Team, Pass&, int k, const T* cotangent) const;
+  void gate_dual(Team, Pass&, int k, const T* cotangent, const std::vector<T*>& targets) const;
+  void add_product(const LayerSpec& stated, Layer& layer, bool last);
+  void prepare_product(Pass&, const Layer&, typename Pass::State&) const;
+  void prepare_product_gradients(Pass&, const Layer&, typename Pass::State&, Arena&) const;
+  void map_species(Team, const Pass&, const Layer&, const T* from, T* to, bool reverse) const;
+  void map_species_gradient(Team, const Pass&, const Layer&, const T* x, const T* x_tangent, const T* cotangent,
+                            const T* change, const std::vector<T*>& targets) const;
+  void map_messages(Team, const Pass&, const Layer&, const T* from, T* to, bool reverse) const;
+  void map_messages_gradient(Team, const Pass&, const Layer&, const typename Pass::State&, const T* cotangent,
+                             const T* change, const std::vector<T*>& targets) const;
+  template <class F>
+  void contract(Team, const Pass&, const Layer&, const typename Pass::State&, F&& sweep) const;
+  template <class U>
+  std::vector<U*> contraction_rows(const Layer& layer, int type, const std::vector<U*>& arrays) const;
+  void product_forward(Team, Pass&, int k) const;
+  void product_reverse(Team, Pass&, int k) const;
+  void product_tangent(Team, Pass&, int k) const;
+  void product_dual(Team, Pass&, int k, const T* change, const std::vector<T*>& targets) const;
+  void bypass_reverse(Team, Pass&, int k, const T* next, bool dual, T* to) const;
+  double layer_readouts(const Pass&, std::int64_t n, bool tangent) const;
+  void layer_readouts_gradient(Team, const Pass&, const std::vector<T*>& targets) const;
+  void repulsion_scales_gradient(const Pass&, const double* energy_cotangent, double* scales) const;
   void messages_forward(Team, Pass&, int k) const;
   void messages_tangent(Team, Pass&, int k) const;
   void messages_reverse(Team, Pass&, int k) const;
@@ -146,8 +187,9 @@ class Engine {
   Gradients prepare_gradients(Pass&, int threads, const std::vector<void*>& gradients, Arena&) const;
 
   int n_harmonics() const { return (spec_.l_max + 1) * (spec_.l_max + 1); }
+  int n_attributes() const { return spec_.species_aware ? spec_.n_features : 1; }
   std::int64_t species_matrices_size(const Pass& pass, const Layer& layer, const BlockWeight& entry) const {
-    return std::int64_t(pass.plan.species.size()) * layer.in.blocks[entry.from].width() *
+    return std::int64_t(pass.kinds.size()) * layer.in.blocks[entry.from].width() *
            layer.gate_in.blocks[entry.to].width();
   }
 
@@ -159,7 +201,6 @@ class Engine {
   }
 
   ModelSpec spec_;
-  Features<T> attributes_;
   std::vector<Layer> layers_;
   Network<T> readout_;
   std::vector<int> readout_weights_;
@@ -167,6 +208,7 @@ class Engine {
   std::vector<Weight<T>> weights_;
   std::vector<std::int64_t> sizes_;
   std::vector<int> idle_;  // parameters of which some or all elements cannot change the energy
+  std::vector<int> partial_;  // weights of which a sweep writes those of the species that occur
   int scales_ = 0, shifts_ = 0, roots_ = 0;  // parameters
   std::shared_ptr<ArenaPool> arenas_ = std::make_shared<ArenaPool>();
 };
@@ -182,10 +224,14 @@ struct Engine<T>::Pass {
     T *odd_slope = nullptr, *odd_curvature = nullptr;  // of the odd scalars: c tanh(z)
     typename Network<T>::State radial;
     std::vector<WeightTile<T>> tiles;  // radial weights, each [pairs, 2, channels]: w and dw/dr
-    std::vector<T*> species_matrices, species_changes;  // of the self-connection, [species, rows, columns]
+    std::vector<T*> species_matrices, species_changes;  // of the self-connection, [kinds, rows, columns]
     T *x_cotangent, *y_cotangent, *messages_cotangent, *z_cotangent;  // of the energy
     T *x_tangent, *y_tangent, *messages_tangent, *z_tangent;
     T *x_change, *y_change, *messages_change, *z_change;  // how the cotangents change
+    // Of MACE's layers: z or what the species' matrices make of it, what the contraction makes of that, and the
+    // contraction's coefficients, [species, coefficients, channels].
+    T *a, *m, *coefficients;
+    T *a_cotangent, *m_cotangent, *a_tangent, *m_tangent, *a_change, *m_change, *coefficients_change;
   };
 
   Pass(const GraphArrays& graph, const ModelSpec& spec) : plan(graph, spec.n_species, spec.cutoffs) {
@@ -205,7 +251,8 @@ struct Engine<T>::Pass {
   T* harmonics;
   std::vector<const T*> values;  // of the weights
   const double *scales, *shifts;
-  T* attributes;  // embeddings of the species that occur, [species, n_attributes]
+  std::vector<SpeciesRange> kinds;  // atoms that share a self-connection: those of each species, or all
+  T* attributes;  // what the self-connections of these are made of: embeddings, or 1; [kinds, attributes]
   std::vector<State> layers;  // one more than the model has: the last holds what the readout takes
   typename Network<T>::State readout;
   T* readout_cotangent;
@@ -217,6 +264,7 @@ struct Engine<T>::Pass {
   std::vector<T*> private_features, private_edges, private_gradients, private_hidden;  // of threads after the first
   std::vector<T*> w_change;  // of each thread: changes of the radial weights' cotangents in one job
   std::int64_t edge_numbers;  // elements of harmonics_cotangent and length_cotangent together
+  const double* energy_cotangent = nullptr;
   bool reversed = false;
 };
 

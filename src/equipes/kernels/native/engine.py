@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,32 +10,29 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from equipes.graph import AtomGraph
-from equipes.irreps import Irreps
 from equipes.kernels import native
-
-if TYPE_CHECKING:
-    from equipes.models.nequip import InteractionBlock, NequIP
-    from equipes.nn import Linear, SpeciesLinear
+from equipes.kernels.native.recipes import Recipe, recipe_for
 
 
 class Engine:
-    """Runs a NequIP model natively: the same parameters, the same energies, forces and parameter gradients.
+    """Runs a model natively: the same parameters, the same energies, forces and parameter gradients.
 
     The model's modules state what the layers are; the engine is made from them and reads the parameters anew in every
     call, so that optimisers, averages and checkpoints work on the model as always.
 
     Args:
-        model: a model that `supports` finds no reason against.
+        recipe: what the model's layers are and where its parameters are found.
+        dtype: float32 or float64, that of its network.
     """
 
-    def __init__(self, model: NequIP) -> None:
+    def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
         extension = native.module()
         if extension is None:
             raise RuntimeError("the native code was not built")
-        self.dtype = model.embedding.dtype
-        make = extension.EngineFloat if self.dtype == torch.float32 else extension.EngineDouble
-        self._engine = make(_describe(model))
-        self._slots = _parameter_slots(model)
+        self.dtype = dtype
+        make = extension.EngineFloat if dtype == torch.float32 else extension.EngineDouble
+        self._engine = make(recipe.description)
+        self._sources = recipe.sources
         shapes = [tensor.shape for tensor in self.parameters()]
         sizes = [shape.numel() for shape in shapes]
         if sizes != self._engine.parameter_sizes:
@@ -48,8 +45,8 @@ class Engine:
         return embedding.dtype == self.dtype and embedding.device.type == "cpu"
 
     def parameters(self) -> list[Tensor]:
-        """The model's parameters in the engine's order; scales, shifts and roots of the basis last."""
-        return [holder[name] for holder, name in self._slots]
+        """The engine's parameters in its order; scales, shifts and roots of the basis last."""
+        return [source() for source in self._sources]
 
     def __call__(
         self, types: Tensor, vectors: Tensor, graph: AtomGraph, *, gradient: bool = True
@@ -138,25 +135,26 @@ def engine_for(model: nn.Module) -> Engine | None:
     engine = _engines.get(model)
     if engine is not None and engine.fits(model):
         return engine
-    if not supports(model):
+    if not _can_run(model):
         return None
-    engine = _engines[model] = Engine(cast("NequIP", model))
+    recipe = recipe_for(model)
+    if recipe is None:
+        return None
+    engine = _engines[model] = Engine(recipe, model.get_parameter("embedding").dtype)
     return engine
 
 
-def supports(model: nn.Module) -> bool:
-    """Whether the native code runs a model: a NequIP (not a class derived from it) on the CPU with l up to 4."""
-    from equipes.models.nequip import NequIP
-
+def _can_run(model: nn.Module) -> bool:
+    """Whether the native code is there and the model's parameters are where and of the kind that it needs."""
     extension = native.module()
-    if extension is None or type(model) is not NequIP or model.l_max > extension.max_l:
+    embedding = getattr(model, "embedding", None)
+    if extension is None or not isinstance(embedding, Tensor) or getattr(model, "l_max", 0) > extension.max_l:
         return False
-    dtype = model.embedding.dtype
-    exact = {id(getattr(model, name, None)) for name in ("scales", "shifts")} | {id(model.basis.roots)}
+    exact = set(getattr(model, "EXACT", ()))
     return (
-        dtype in (torch.float32, torch.float64)
+        embedding.dtype in (torch.float32, torch.float64)
         and all(parameter.device.type == "cpu" for parameter in model.parameters())
-        and all(parameter.dtype == dtype for parameter in model.parameters() if id(parameter) not in exact)
+        and all(p.dtype == embedding.dtype for name, p in model.named_parameters() if name not in exact)
     )
 
 
@@ -182,75 +180,3 @@ class _Operation(torch.autograd.Function):
             for gradient, parameter in zip(gradients[-3:], parameters[-3:], strict=True)
         ]
         return (None, None, None, None, *gradients)
-
-
-def _terms(irreps: Irreps) -> list[list[int]]:
-    return [[mul, irrep.l, irrep.p] for mul, irrep in irreps]
-
-
-def _describe_layer(layer: InteractionBlock) -> dict[str, Any]:
-    form, gate = layer.form, layer.gate
-    return {
-        "irreps_in": _terms(form.irreps_in),
-        "radial_widths": [weight.shape[0] for weight in layer.radial_network.weights][1:],
-        "paths": [[path.block, path.l2, path.out.l, path.out.p] for path in form.paths],
-        "messages": _terms(form.irreps_out),
-        "gate_in": _terms(gate.irreps_in),
-        "scalars": _terms(gate.scalars),
-        "gated": _terms(gate.gated),
-        "self_connection": layer.self_connection is not None,
-    }
-
-
-def _layers(model: NequIP) -> list[InteractionBlock]:
-    return cast("list[InteractionBlock]", list(model.layers))
-
-
-def _describe(model: NequIP) -> dict[str, Any]:
-    """The model as the native side wants to know it."""
-    n_species, n_attributes = model.embedding.shape
-    cutoffs = model.cutoffs
-    if cutoffs is None:
-        cutoffs = torch.full((n_species, n_species), model.r_max, dtype=torch.float64)
-    zbl = model.zbl
-    return {
-        "n_species": n_species,
-        "n_attributes": n_attributes,
-        "l_max": model.l_max,
-        "r_max": model.r_max,
-        "cutoff_power": model.polynomial_cutoff_p,
-        "n_roots": len(model.basis.roots),
-        "cutoffs": cutoffs.flatten().tolist(),
-        "norms": model.norms.tolist(),
-        "layers": [_describe_layer(layer) for layer in _layers(model)],
-        "readout_widths": [weight.shape[0] for weight in model.readout.weights][1:],
-        "repulsion_power": zbl.p if zbl is not None else 0,
-        "repulsion_charges": zbl.charge_product.flatten().tolist() if zbl is not None else [],
-        "repulsion_inverse_lengths": zbl.inverse_length.flatten().tolist() if zbl is not None else [],
-    }
-
-
-def _parameter_slots(model: NequIP) -> list[tuple[dict[str, Any], str]]:
-    """Where each parameter of the engine is found in the model's modules, whatever tensor it is at the time."""
-
-    slots: list[tuple[dict[str, Any], str]] = [(model._parameters, "embedding")]
-    for layer in _layers(model):
-        slots += _linear_slots(layer.linear_1)
-        slots += [
-            (layer.radial_network.weights._parameters, name)
-            for name in layer.radial_network.weights._parameters
-        ]
-        slots += _linear_slots(layer.linear_2)
-        if layer.self_connection is not None:
-            slots += _linear_slots(layer.self_connection)
-    slots += [(model.readout.weights._parameters, name) for name in model.readout.weights._parameters]
-    slots += [(model._parameters, "scales"), (model._parameters, "shifts")]
-    basis = model.basis
-    slots.append((basis._parameters if "roots" in basis._parameters else basis._buffers, "roots"))
-    return slots
-
-
-def _linear_slots(layer: Linear | SpeciesLinear) -> list[tuple[dict[str, Any], str]]:
-    """In the order of the output's irreps; a ParameterDict has its own."""
-    names = [str(irrep) for irrep in layer.irreps_out.irreps]
-    return [(layer.weights._parameters, name) for name in names if name in layer.weights]

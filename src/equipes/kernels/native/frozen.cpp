@@ -1,4 +1,4 @@
-#include "frozen.hpp"
+#include "frozen_pass.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -6,8 +6,6 @@
 namespace equipes {
 namespace {
 
-// Atoms whose messages are made before linear_2 takes them.
-constexpr int kTileAtoms = 24;
 // Tiles that go through one section before the next: few enough for their features to stay in the third-level cache,
 // enough for the section's splines to be worth fetching.
 constexpr int kChunkTiles = 40;
@@ -20,30 +18,6 @@ template <class T>
 constexpr T kSiluFactor = T(1.6791767923989418);
 template <class T>
 constexpr T kTanhFactor = T(1.5937334472592695);
-
-// C[M, width] (+)= A[M, depth] B
-template <class T>
-void multiply_panels(std::int64_t M, Matrix<T> a, const Panels<T>& b, T* c, std::int64_t c_row, bool add) {
-  constexpr int n = kLanes<T>;
-  if (b.depth == 0 && !add)
-    for (std::int64_t i = 0; i < M; ++i) std::fill_n(c + i * c_row, b.width, T(0));
-  const T* panel = b.data;
-  for (int n0 = 0; n0 < b.width; n0 += 2 * n) {
-    const int vectors = b.width - n0 >= 2 * n ? 2 : 1;
-    for (int k0 = 0; k0 < b.depth; k0 += kDepth) {
-      const int depth = std::min(kDepth, b.depth - k0);
-      for (std::int64_t i = 0; i < M; i += kTileRows) {
-        const int rows = int(std::min<std::int64_t>(kTileRows, M - i));
-        T* target = c + i * c_row + n0;
-        if (vectors == 2)
-          multiply_rows<T, 2>(rows, depth, a.from(i, k0), panel, 2 * n, target, c_row, add || k0 > 0, T(1));
-        else
-          multiply_rows<T, 1>(rows, depth, a.from(i, k0), panel, n, target, c_row, add || k0 > 0, T(1));
-      }
-      panel += depth * vectors * n;
-    }
-  }
-}
 
 // silu(x) and its derivative, without factors.
 template <class T>
@@ -62,11 +36,6 @@ Vector<T> hyperbolic_tangent(Vector<T> x) {
   const Vector<T> whole = T(1) - T(2) / (exponential<T>(x + x) + T(1));
   return q < T(sizeof(T) == 4 ? 0.01 : 0.0004) ? series : whole;
 }
-
-struct Tile {
-  std::int64_t first, last;  // slots
-  int type;  // of all its atoms, where matrices depend on the species
-};
 
 }  // namespace
 
@@ -91,35 +60,6 @@ inline std::vector<std::int64_t> order_in_space(const double* positions, std::in
   std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) { return keys[a] < keys[b]; });
   return order;
 }
-
-// Atoms stand in slots, those of a species side by side where matrices depend on the species.
-template <class T>
-struct Frozen<T>::Pass {
-  const FrozenInput* input = nullptr;
-  std::int64_t atoms = 0;
-  std::shared_ptr<Arena> arena;
-  std::vector<Tile> tiles;
-  std::vector<std::int64_t> atom;  // by slot
-  std::vector<int> type_at;  // by slot
-  std::vector<std::int32_t> slot;  // by atom
-  std::int64_t *begin = nullptr, *end = nullptr;  // edges, by slot
-  std::int64_t stride = 0;
-  std::int32_t *sender = nullptr, *type = nullptr, *interval = nullptr;
-  T *place = nullptr, *harmonics = nullptr, *cotangent = nullptr;
-  double *vectors = nullptr, *slope = nullptr, *repulsion = nullptr;  // [3][stride]; dt/dr; dE/dr
-  double* repulsion_energy = nullptr;  // by slot
-  SplineEdges<T> edges;
-  std::vector<T*> z, h;  // of each layer
-  T* z_cotangent[2] = {};
-  struct Local {  // of a thread
-    T *x, *x_cotangent, *messages, *h_cotangent;
-    double *forces, *virial;
-    std::vector<T*> readout, readout_slope;
-    std::int64_t first_tile, last_tile;
-  };
-  std::vector<Local> local;
-  bool differentiate = false;
-};
 
 template <class T>
 T* Frozen<T>::keep(std::int64_t n) {
@@ -180,7 +120,7 @@ typename Frozen<T>::Map Frozen<T>::make_map(const FrozenMatrix& matrix, const Ch
 template <class T>
 void Frozen<T>::fill_coefficients(const double* splines, std::int64_t stride, int channels, T* target,
                                   std::int64_t interval_stride) const {
-  for (int k = 0; k < intervals_; ++k)
+  for (int k = 0; k < rows_of_splines(); ++k)
     for (int i = 0; i < kCoefficients; ++i)
       for (int c = 0; c < channels; ++c)
         target[k * interval_stride + i * kLanes<T> + c] = T(splines[(std::int64_t(k) * kCoefficients + i) * stride + c]);
@@ -191,6 +131,7 @@ Frozen<T>::Frozen(const FrozenSpec& spec)
     : n_species_(spec.n_species),
       l_max_(spec.l_max),
       intervals_(int(spec.knots.size()) - 1),
+      by_pair_(spec.by_pair),
       cutoffs_(spec.cutoffs),
       knots_(spec.knots),
       scales_(spec.scales),
@@ -206,7 +147,8 @@ Frozen<T>::Frozen(const FrozenSpec& spec)
   require(cutoffs_.size() == pairs && scales_.size() == std::size_t(n_species_) && shifts_.size() == scales_.size(),
           "a table of species has a wrong size");
   require(repulsion_.power == 0 ||
-              (repulsion_.charge_product.size() == pairs && repulsion_.inverse_length.size() == pairs),
+              (repulsion_.charge_product.size() == pairs && repulsion_.inverse_length.size() == pairs &&
+               (repulsion_.cutoffs.empty() || repulsion_.cutoffs.size() == pairs)),
           "a table of the repulsion has a wrong size");
   require(!spec.layers.empty(), "there are no layers");
   interval_at_.resize(4 * intervals_);
@@ -216,6 +158,7 @@ Frozen<T>::Frozen(const FrozenSpec& spec)
   }
   for (const FrozenLayerSpec& layer : spec.layers) add_layer(layer);
 
+  require(layers_.back().out.blocks.size() == 1 || !layers_.back().product, "the last layer gives more than scalars");
   std::vector<Channels<T>> widths{layers_.back().out.blocks.at(0).channels};
   for (const FrozenMatrix& matrix : spec.readout) widths.push_back(Channels<T>({matrix.columns}));
   require(!spec.readout.empty() && spec.readout.back().columns == 1, "the readout does not end in one number");
@@ -232,7 +175,9 @@ void Frozen<T>::add_layer(const FrozenLayerSpec& spec) {
   const auto require = [](bool condition, const char* what) {
     if (!condition) throw std::invalid_argument(what);
   };
-  const Irrep even{0, 0, 1}, odd{0, 0, -1};
+  const Irrep even{0, 0, 1};
+  const bool product = !spec.out.empty();
+  require(layers_.empty() || product == layers_[0].product, "the layers are of two kinds");
   // The block of even scalars holds the scalars, then the gates of each gated irrep.
   std::vector<int> groups;
   for (const Irrep& irrep : spec.scalars)
@@ -240,26 +185,11 @@ void Frozen<T>::add_layer(const FrozenLayerSpec& spec) {
   const int first_gate = int(groups.size());
   for (const Irrep& irrep : spec.gated) groups.push_back(irrep.multiplicity);
   for (const Irrep& irrep : spec.gate_in)
-    layer.z.add(irrep, Channels<T>(irrep.same_kind(even) ? groups : std::vector<int>{irrep.multiplicity}));
-  layer.scalars = layer.z.find(even);
-  require(layer.scalars >= 0 && layer.z.blocks[layer.scalars].channels.count() == spec.gate_in[layer.scalars].multiplicity,
-          "the even scalars are not the scalars and gates");
-  const Channels<T>& scalars = layer.z.blocks[layer.scalars].channels;
-  require(spec.constants.size() == std::size_t(n_species_) * scalars.count(), "a layer's constants do not fit");
-  for (double value : padded(spec.constants.data(), Channels<T>::dense(n_species_), scalars))
-    layer.constants.push_back(T(value));
-  for (const Irrep& irrep : spec.scalars) {
-    const int source = layer.z.find(irrep);
-    require(irrep.l == 0 && source >= 0, "the gate lacks a block");
-    layer.gate.push_back({irrep.same_kind(odd) ? GateOutput::kTanh : GateOutput::kSilu, source, 0});
-    layer.out.add(irrep, Channels<T>({irrep.multiplicity}));
-  }
-  for (std::size_t g = 0; g < spec.gated.size(); ++g) {
-    const int source = layer.z.find(spec.gated[g]);
-    require(source >= 0 && spec.gate_in[source].multiplicity == spec.gated[g].multiplicity, "the gate lacks a block");
-    layer.gate.push_back({GateOutput::kGated, source, scalars.start(first_gate + int(g))});
-    layer.out.add(spec.gated[g], Channels<T>({spec.gated[g].multiplicity}));
-  }
+    layer.z.add(irrep, Channels<T>(irrep.same_kind(even) && !product ? groups : std::vector<int>{irrep.multiplicity}));
+  if (product)
+    add_product(spec, layer);
+  else
+    add_gate(spec, layer, first_gate);
   if (layers_.empty()) {
     layers_.push_back(std::move(layer));
     add_first_layer(spec);
@@ -289,12 +219,40 @@ void Frozen<T>::add_layer(const FrozenLayerSpec& spec) {
       layer.hidden_constants.push_back(T(value));
   }
   for (const FrozenMatrix& matrix : spec.self_connection) {
-    const Block<T>&from = block(layer.in, matrix.from), &to = block(layer.z, matrix.to);
+    const Block<T>&from = block(layer.in, matrix.from), &to = block(product ? layer.out : layer.z, matrix.to);
     require(from.irrep.l == to.irrep.l, "a self-connection changes the degree");
     layer.self_connection.push_back(make_map(matrix, from.channels, to.channels));
   }
   add_sections(spec, layer);
   layers_.push_back(std::move(layer));
+}
+
+// What the gate makes of z.
+template <class T>
+void Frozen<T>::add_gate(const FrozenLayerSpec& spec, Layer& layer, int first_gate) {
+  const auto require = [](bool condition, const char* what) {
+    if (!condition) throw std::invalid_argument(what);
+  };
+  const Irrep even{0, 0, 1}, odd{0, 0, -1};
+  layer.scalars = layer.z.find(even);
+  require(layer.scalars >= 0 && layer.z.blocks[layer.scalars].channels.count() == spec.gate_in[layer.scalars].multiplicity,
+          "the even scalars are not the scalars and gates");
+  const Channels<T>& scalars = layer.z.blocks[layer.scalars].channels;
+  require(spec.constants.size() == std::size_t(n_species_) * scalars.count(), "a layer's constants do not fit");
+  for (double value : padded(spec.constants.data(), Channels<T>::dense(n_species_), scalars))
+    layer.constants.push_back(T(value));
+  for (const Irrep& irrep : spec.scalars) {
+    const int source = layer.z.find(irrep);
+    require(irrep.l == 0 && source >= 0, "the gate lacks a block");
+    layer.gate.push_back({irrep.same_kind(odd) ? GateOutput::kTanh : GateOutput::kSilu, source, 0});
+    layer.out.add(irrep, Channels<T>({irrep.multiplicity}));
+  }
+  for (std::size_t g = 0; g < spec.gated.size(); ++g) {
+    const int source = layer.z.find(spec.gated[g]);
+    require(source >= 0 && spec.gate_in[source].multiplicity == spec.gated[g].multiplicity, "the gate lacks a block");
+    layer.gate.push_back({GateOutput::kGated, source, scalars.start(first_gate + int(g))});
+    layer.out.add(spec.gated[g], Channels<T>({spec.gated[g].multiplicity}));
+  }
 }
 
 template <class T>
@@ -315,12 +273,14 @@ void Frozen<T>::add_first_layer(const FrozenLayerSpec& spec) {
     species_interval_stride_ += layer.z.blocks[reached_[l]].width() * kCoefficients;
     channels += layer.z.blocks[reached_[l]].channels.count();
   }
-  const std::int64_t species_size = std::int64_t(intervals_) * kCoefficients * channels;
-  require(std::int64_t(spec.splines.size()) == n_species_ * species_size, "the first layer's splines do not fit");
-  species_type_stride_ = species_interval_stride_ * intervals_;
-  T* table = keep(species_type_stride_ * n_species_);
+  // Where splines are those of a pair of species, the sender's species is in them.
+  const int tables = by_pair_ ? 1 : n_species_;
+  const std::int64_t species_size = std::int64_t(rows_of_splines()) * kCoefficients * channels;
+  require(std::int64_t(spec.splines.size()) == tables * species_size, "the first layer's splines do not fit");
+  species_type_stride_ = by_pair_ ? 0 : species_interval_stride_ * rows_of_splines();
+  T* table = keep(species_interval_stride_ * rows_of_splines() * tables);
   species_table_ = table;
-  for (int s = 0; s < n_species_; ++s) {
+  for (int s = 0; s < tables; ++s) {
     std::int64_t column = s * species_size;
     for (int l = 0; l <= l_max_; ++l) {
       if (reached_[l] < 0) continue;
@@ -359,7 +319,7 @@ void Frozen<T>::add_sections(const FrozenLayerSpec& spec, Layer& layer) {
     rows[to.back()] += spec.in[path.block].multiplicity;
     weights += spec.in[path.block].multiplicity;
   }
-  require(std::int64_t(spec.splines.size()) == std::int64_t(intervals_) * kCoefficients * weights,
+  require(std::int64_t(spec.splines.size()) == std::int64_t(rows_of_splines()) * kCoefficients * weights,
           "a layer's splines do not fit its paths");
   std::vector<const FrozenMatrix*> linear_2(layer.z.blocks.size(), nullptr);
   for (const FrozenMatrix& matrix : spec.linear_2) {
@@ -393,7 +353,7 @@ void Frozen<T>::add_sections(const FrozenLayerSpec& spec, Layer& layer) {
       }
       section.vector_stride = std::int64_t(used.size()) * kCoefficients * n;
       section.interval_stride = section.vector_stride * section.vectors;
-      T* table = keep(section.interval_stride * intervals_);
+      T* table = keep(section.interval_stride * rows_of_splines());
       section.table = table;
       for (std::size_t p = 0; p < used.size(); ++p)
         for (int v = 0; v < section.vectors; ++v)
@@ -494,6 +454,7 @@ void Frozen<T>::prepare(Pass& pass, int threads, const FrozenInput& input, bool 
     }
     pass.local.push_back(std::move(local));
   }
+  if (layers_[0].product) prepare_products(pass, threads);
 }
 
 // Edges within the cutoff, in the caller's order, with what the kernels need of them.
@@ -532,7 +493,7 @@ void Frozen<T>::find_edges(Team team, Pass& pass) const {
       for (int c = 0; c < 3; ++c) pass.vectors[c * E + e] = r[c];
       pass.sender[e] = pass.slot[j];
       pass.type[e] = type;
-      pass.interval[e] = interval;
+      pass.interval[e] = interval + (by_pair_ ? int(in.types[i] * n_species_ + type) * intervals_ : 0);
       pass.place[e] = T((reduced - knots_[interval]) / width);
       pass.slope[e] = 1.0 / (width * cutoff);
       if (repulsion_.power > 0) {
@@ -581,7 +542,7 @@ void Frozen<T>::start_z(Pass& pass, int k, std::int64_t first, std::int64_t last
   for (int b = 0; b < int(layer.z.blocks.size()); ++b) {
     const Block<T>& block = layer.z.blocks[b];
     T* z = block.of(pass.z[k], pass.atoms);
-    if (b != layer.scalars) {
+    if (b != layer.scalars || layer.product) {
       std::fill_n(z + first * block.size(), (last - first) * block.size(), T(0));
       continue;
     }
@@ -618,6 +579,7 @@ void Frozen<T>::first_layer(Team team, Pass& pass, bool reverse) const {
       continue;
     }
     start_z(pass, 0, tile.first, tile.last);
+    if (layer.product) start_x(pass, 0, tile.first, tile.last);
     species_spline_forward(job);
   }
 }
@@ -836,7 +798,6 @@ void Frozen<T>::leave_layer(Team team, Pass& pass, int k) const {
 // Energies, and the cotangent of the last layer's z.
 template <class T>
 void Frozen<T>::read_out(Team team, Pass& pass, const FrozenOutput& output) const {
-  const Timer timer(team, Routine::kReadout);
   constexpr int n = kLanes<T>;
   const int last_layer = int(layers_.size()) - 1;
   const Layer& layer = layers_[last_layer];
@@ -845,8 +806,16 @@ void Frozen<T>::read_out(Team team, Pass& pass, const FrozenOutput& output) cons
   for (std::int64_t t = local.first_tile; t < local.last_tile; ++t) {
     const Tile& tile = pass.tiles[t];
     const std::int64_t atoms = tile.last - tile.first;
-    gate(layer, pass, pass.z[last_layer], tile.first, tile.last, local.x);
     const T* x = local.x;
+    T* x_cotangent = local.x_cotangent;
+    if (layer.product) {  // the last layer's x is one block of scalars
+      product(team, pass, last_layer, tile);
+      x = pass.x[last_layer] + tile.first * layer.out.size;
+      x_cotangent = pass.x_cotangent[last_layer % 2] + tile.first * layer.out.size;
+    } else {
+      const Timer timer(team, Routine::kGate);
+      gate(layer, pass, pass.z[last_layer], tile.first, tile.last, local.x);
+    }
     for (int i = 0; i < stages; ++i) {
       multiply_panels<T>(atoms, {x, readout_[i].depth}, readout_[i], local.readout[i], readout_[i].width, false);
       if (i + 1 < stages)
@@ -859,7 +828,9 @@ void Frozen<T>::read_out(Team team, Pass& pass, const FrozenOutput& output) cons
     }
     for (std::int64_t s = tile.first; s < tile.last; ++s) {
       const int type = pass.type_at[s];
-      double energy = scales_[type] * double(x[(s - tile.first) * readout_.back().width]) + shifts_[type];
+      double energy = double(x[(s - tile.first) * readout_.back().width]);
+      if (layer.product) energy += pass.layer_energy[s];
+      energy = scales_[type] * energy + shifts_[type];
       if (repulsion_.power > 0) energy += pass.repulsion_energy[s];
       output.energies[pass.atom[s]] = energy;
     }
@@ -869,14 +840,17 @@ void Frozen<T>::read_out(Team team, Pass& pass, const FrozenOutput& output) cons
     for (std::int64_t a = 0; a < atoms; ++a)
       cotangent[a * readout_.back().width] = T(scales_[pass.type_at[tile.first + a]]);
     for (int i = stages - 1; i >= 0; --i) {
-      T* to = i > 0 ? local.readout[i - 1] : local.x_cotangent;
+      T* to = i > 0 ? local.readout[i - 1] : x_cotangent;
       multiply_panels<T>(atoms, {local.readout[i], readout_[i].width}, readout_reverse_[i], to, readout_[i].depth, false);
       if (i > 0)
         for (std::int64_t c = 0; c < atoms * readout_[i].depth; c += n)
           store<T>(to + c, load(to + c) * load(local.readout_slope[i - 1] + c));
     }
-    gate_reverse(layer, pass, pass.z[last_layer], tile.first, tile.last, local.x_cotangent,
-                 pass.z_cotangent[last_layer % 2]);
+    if (layer.product)
+      product_reverse(team, pass, last_layer, tile);
+    else
+      gate_reverse(layer, pass, pass.z[last_layer], tile.first, tile.last, local.x_cotangent,
+                   pass.z_cotangent[last_layer % 2]);
   }
 }
 
@@ -917,7 +891,7 @@ void Frozen<T>::gather_forces(Team team, Pass& pass, const FrozenOutput& output)
       Doubles radial{};
       for (int k = 0; k < lanes; ++k) {
         radial[k] = double(pass.cotangent[(start + k) * width]) * pass.slope[start + k];
-        if (repulsion_.power > 0) radial[k] += pass.repulsion[start + k];
+        if (pass.repulsion != nullptr) radial[k] += pass.repulsion[start + k];
       }
       for (int c = 0; c < 3; ++c) g[c] = Doubles{};
       for (int m = 1; m < count; ++m) {
@@ -968,6 +942,7 @@ void Frozen<T>::evaluate(int threads, const FrozenInput& input, const FrozenOutp
   const int last = int(layers_.size()) - 1;
   with_team(threads, [&](Team team) {
     find_edges(team, pass);
+    find_densities(team, pass);
     team.wait();
     // Tiles are shared so that each thread has the same number of edges, with an atom's linear layers as so many more.
     auto& local = pass.local[team.rank];
@@ -983,8 +958,9 @@ void Frozen<T>::evaluate(int threads, const FrozenInput& input, const FrozenOutp
       if (owner <= team.rank) local.last_tile = std::int64_t(t) + 1;
     }
     first_layer(team, pass, false);
+    const bool products = layers_[0].product;
     for (int k = 1; k <= last; ++k) {
-      enter_layer(team, pass, k);
+      products ? enter_after_product(team, pass, k) : enter_layer(team, pass, k);
       team.wait();
       messages_forward(team, pass, k);
     }
@@ -993,7 +969,7 @@ void Frozen<T>::evaluate(int threads, const FrozenInput& input, const FrozenOutp
     for (int k = last; k >= 1; --k) {
       messages_reverse(team, pass, k);
       team.wait();
-      leave_layer(team, pass, k);
+      products ? leave_to_product(team, pass, k) : leave_layer(team, pass, k);
       team.wait();
     }
     first_layer(team, pass, true);

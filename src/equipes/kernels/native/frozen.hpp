@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "contraction.hpp"
 #include "convolution.hpp"
 #include "geometry.hpp"
 #include "layout.hpp"
@@ -41,12 +42,24 @@ struct FrozenLayerSpec {
   std::vector<int> reached;  // first layer: the block of z that l = 0, 1, .. goes to, or -1
   std::vector<double> constants;  // [species, even scalars], added to z
   std::vector<double> hidden_constants;  // added to the even scalars of h; empty: nothing is
+
+  // MACE's layers have a symmetric contraction in the place of the gate (frozen_product.cpp); `out` is what they give, and
+  // constants and self_connection are added to that.
+  std::vector<Irrep> out;
+  ContractionTable contraction;
+  std::vector<double> coefficients;  // [species, coefficients, channels]
+  std::vector<FrozenMatrix> mixing;  // of z, before the contraction; none or all blocks
+  std::vector<FrozenMatrix> linear_3;  // after it
+  std::vector<double> readout;  // [channels] of the even scalars; empty in the last layer
+  std::vector<double> density;  // splines of what each edge adds to the density that z is divided by; empty: it is not
 };
 
 struct FrozenSpec {
   int n_species = 0, l_max = 0;
   std::vector<double> cutoffs;  // [n_species, n_species] Å, by receiver and sender
   std::vector<double> knots;  // of the reduced distance r / cutoff: 0, .., 1
+  bool by_pair = false;  // splines are those of a receiver's and a sender's species: in the place of [intervals] there is
+                         // [receivers, senders, intervals], also in the first layer, which then has no [species] before it
   std::vector<FrozenLayerSpec> layers;
   std::vector<FrozenMatrix> readout;  // with SiLU between
   std::vector<double> scales, shifts;  // [n_species] eV
@@ -89,6 +102,7 @@ class Frozen {
 
  private:
   struct Pass;
+  struct Tile;
 
   // One matrix, or one for each species.
   struct Map {
@@ -129,12 +143,21 @@ class Frozen {
     std::vector<Map> linear_1, self_connection;
     std::vector<Section> sections;
     std::vector<GateOutput> gate;
-    int scalars = -1;  // block of even scalars of z
+    int scalars = -1;  // block of even scalars of z; in MACE's layers of what they give
     std::vector<T> constants;  // [species, width of the even scalars of z]
     std::vector<T> hidden_constants;  // of the even scalars of h
+    bool product = false;  // what follows is MACE's
+    Features<T> m;
+    ContractionTable table;
+    std::vector<const T*> coefficients;  // by species, [coefficients, width]
+    std::vector<Map> mixing, linear_3;
+    std::vector<T> readout;
+    std::vector<double> density;
   };
 
   void add_layer(const FrozenLayerSpec& spec);
+  void add_gate(const FrozenLayerSpec& spec, Layer& layer, int first_gate);
+  void add_product(const FrozenLayerSpec& spec, Layer& layer);
   void add_first_layer(const FrozenLayerSpec& spec);
   void add_sections(const FrozenLayerSpec& spec, Layer& layer);
   void fill_coefficients(const double* splines, std::int64_t stride, int channels, T* target,
@@ -156,9 +179,21 @@ class Frozen {
   void gate(const Layer& layer, const Pass& pass, const T* z, std::int64_t first, std::int64_t last, T* x) const;
   void gate_reverse(const Layer& layer, const Pass& pass, const T* z, std::int64_t first, std::int64_t last,
                     const T* x_cotangent, T* z_cotangent) const;
+  void prepare_products(Pass& pass, int threads) const;
+  void find_densities(Team team, Pass& pass) const;
+  void start_x(Pass& pass, int k, std::int64_t first, std::int64_t last) const;
+  void map_tile(Team team, const Map& map, const std::vector<Panels<T>>& panels, const Tile& tile, const Block<T>& from,
+                const T* in, const Block<T>& to, T* out, bool add) const;
+  void product(Team team, Pass& pass, int k, const Tile& tile) const;
+  void product_reverse(Team team, Pass& pass, int k, const Tile& tile) const;
+  void enter_after_product(Team team, Pass& pass, int k) const;
+  void leave_to_product(Team team, Pass& pass, int k) const;
+  int tables_of_pairs() const { return by_pair_ ? n_species_ * n_species_ : 1; }
+  int rows_of_splines() const { return tables_of_pairs() * intervals_; }
   SplineJob<T> job_of(const Pass& pass, const Section& section, std::int64_t first, std::int64_t last, T* messages) const;
 
   int n_species_, l_max_, intervals_;
+  bool by_pair_ = false;
   bool by_species_ = false;  // some matrix is
   std::vector<double> cutoffs_, knots_, scales_, shifts_;
   std::vector<int> interval_at_;  // by distance in steps of 1 / size: the interval where a step begins

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,8 @@ def _specification(structure: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     for k, layer in enumerate(structure["layers"]):
         name = f"layers.{k}"
         layers.append(
-            {
+            _product(layer, name, tables, matrices)
+            | {
                 "irreps_in": _terms(layer["irreps_in"]),
                 "paths": layer["paths"],
                 "reached": layer["reached"],
@@ -121,9 +122,27 @@ def _specification(structure: Mapping[str, Any], arrays: Mapping[str, np.ndarray
         "n_species": len(tables["scales"]),
         "l_max": structure["l_max"],
         "repulsion_power": structure["repulsion_power"],
+        "by_pair": structure.get("by_pair", False),
         "layers": layers,
         "readout": matrices("readout"),
         **{name: array for name, array in tables.items() if "." not in name},
+    }
+
+
+def _product(
+    layer: Mapping[str, Any], name: str, tables: Mapping[str, np.ndarray], matrices: Callable[[str], Any]
+) -> dict[str, Any]:
+    """What MACE's layers have in the place of a gate."""
+    if "out" not in layer:
+        return {}
+    table = layer["contraction"]
+    return {
+        "out": _terms(layer["out"]),
+        "contraction": (table["inputs"], table["outputs"], table["degrees"], table["output"], [], [], []),
+        "mixing": matrices(f"{name}.mixing"),
+        "linear_3": matrices(f"{name}.linear_3"),
+        "coefficients": tables[f"{name}.coefficients"],
+        **{key: tables.get(f"{name}.{key}", np.zeros(0)) for key in ("readout", "density")},
     }
 
 

@@ -48,9 +48,11 @@ void raise(int l_max, const Doubles* u, const Doubles* y, const Doubles (*dy)[3]
 
 }  // namespace detail
 
-// Y of the unit vectors and dY/dr, for the team's edges; each Y_{l+1} is a polynomial made of Y_l and Y_1.
+// Y of the unit vectors and dY/dr, for the team's edges; each Y_{l+1} is a polynomial made of Y_l and Y_1. `inverted` gives
+// those at the opposite vectors.
 template <class T>
-void harmonics_of_edges(Team team, const Plan& plan, const double* vectors, int l_max, Geometry& geometry, T* harmonics) {
+void harmonics_of_edges(Team team, const Plan& plan, const double* vectors, int l_max, bool inverted, Geometry& geometry,
+                        T* harmonics) {
   using detail::Doubles;
   constexpr int n = kLanes<double>;
   constexpr int kCount = (kMaxL + 1) * (kMaxL + 1);
@@ -75,6 +77,12 @@ void harmonics_of_edges(Team team, const Plan& plan, const double* vectors, int 
       detail::raise<1>(l_max, u, y + 1, dy + 1, y + 4, dy + 4);
     }
     for (int c = 0; c < 3; ++c) store<double>(geometry.direction + c * stride + start, u[c]);
+    if (inverted)
+      for (int l = 1; l <= l_max; l += 2)
+        for (int m = l * l; m < (l + 1) * (l + 1); ++m) {
+          y[m] = -y[m];
+          for (int c = 0; c < 3; ++c) dy[m][c] = -dy[m][c];
+        }
     for (int m = 0; m < count; ++m) {
       for (int k = 0; k < n; ++k) harmonics[m * stride + start + k] = T(y[m][k]);
       // The polynomials hold off the unit sphere too; only the change of direction counts: (1 - u uᵀ) / r.
@@ -94,26 +102,67 @@ inline std::pair<double, double> polynomial_cutoff(double x, int p) {
   return {1.0 - power * x * (a - x * (b - c * x)), -power * (a * p - x * (b * (p + 1) - c * (p + 2) * x))};
 }
 
-// The radial basis e_n = 2π/r_max² sin(nπx)/(πx) u(x), x = r / cutoff, as rows (e, de/dr) of each pair.
+// u(x) = (1 - x²)² (1 + 2 x² - 3 on²) / (1 - on²)³ from on to 1, and its derivative: the switching function of X-PLOR.
+inline std::pair<double, double> xplor_cutoff(double x, double on) {
+  if (x >= 1.0) return {0.0, 0.0};
+  if (x < on) return {1.0, 0.0};
+  const double left = 1.0 - x * x, width = 1.0 - on * on, scale = 1.0 / (width * width * width);
+  return {left * left * (1.0 + 2.0 * x * x - 3.0 * on * on) * scale, 12.0 * x * left * (on * on - x * x) * scale};
+}
+
+// What a radial basis takes in the place of the distance r: Agnesi's 1 / (1 + a s^q / (1 + s^(q - p))) with s = r / r0, r0
+// half the sum of two radii; or a soft step from 3/4 r0 on to r itself at 4/3 r0, r0 their sum (see nn/radial.py).
+struct DistanceTransform {
+  enum Kind { kNone, kAgnesi, kSoft } kind = kNone;
+  double q = 0, p = 0, a = 0;  // of Agnesi's
+  double alpha = 0;  // of the soft step
+  std::vector<double> radii;  // by species, Å
+
+  // Its value and derivative for a pair of species.
+  std::pair<double, double> evaluate(int pair_of_species, double r) const {
+    if (kind == kNone) return {r, 1.0};
+    const double sum = radii[pair_of_species / radii.size()] + radii[pair_of_species % radii.size()];
+    if (kind == kAgnesi) {
+      const double r0 = 0.5 * sum, s = r / r0, power = std::pow(s, q), w = std::pow(s, q - p);
+      const double x = 1.0 / (1.0 + a * power / (1.0 + w));
+      return {x, -x * x * a * power / (s * r0) * (q * (1.0 + w) - (q - p) * w) / ((1.0 + w) * (1.0 + w))};
+    }
+    const double near = 0.75 * sum, far = 4.0 / 3.0 * sum, steepness = alpha / (far - near);
+    const double t = std::tanh(steepness * (r - 0.5 * (near + far))), step = 0.5 * (1.0 + t);
+    return {near + (r - near) * step, step + (r - near) * 0.5 * (1.0 - t * t) * steepness};
+  }
+};
+
+// The radial basis e_n = 2π/r_max² sin(nπx)/(πx) u(r / cutoff), x = r / cutoff, as rows (e, de/dr) of each pair. With a
+// transform X of the distance x is X / cutoff.
 struct RadialBasis {
   double r_max = 0;
   int power = 0;
+  double on = 0;  // where X-PLOR's function begins, of the cutoff; 0: the polynomial is the cutoff function
+  double factor = 0;  // in the place of 2π/r_max², if it is not 0
+  DistanceTransform transform;
   std::vector<double> roots;
+
+  std::pair<double, double> envelope(double x) const {
+    return on > 0 ? xplor_cutoff(x, on) : polynomial_cutoff(x, power);
+  }
+  double scale() const { return factor != 0 ? factor : 2 * kPi / (r_max * r_max); }
 
   template <class T>
   void evaluate(Team team, const Plan& plan, int width, T* rows) const {
     const auto [first, last] = team.share(plan.pairs);
     for (std::int64_t k = first; k < last; ++k) {
-      const double slope = 1.0 / plan.pair_cutoff[k], x = plan.pair_length[k] * slope;
-      const auto [u, du] = polynomial_cutoff(x, power);
-      const double factor = 2 * kPi / (r_max * r_max);
+      const double inverse = 1.0 / plan.pair_cutoff[k];
+      const auto [u, du] = envelope(plan.pair_length[k] * inverse);
+      const auto [distance, change] = transform.evaluate(plan.pair_species[k], plan.pair_length[k]);
+      const double x = distance * inverse;
       T* row = rows + 2 * k * width;
       std::fill_n(row, 2 * width, T(0));
       for (std::size_t n = 0; n < roots.size(); ++n) {
         const double sine = std::sin(roots[n] * kPi * x), cosine = std::cos(roots[n] * kPi * x);
         const double b = sine / (kPi * x), db = (roots[n] * cosine - b) / x;
-        row[n] = T(factor * b * u);
-        row[width + n] = T(factor * slope * (db * u + b * du));
+        row[n] = T(scale() * b * u);
+        row[width + n] = T(scale() * inverse * (db * change * u + b * du));
       }
     }
   }
@@ -122,14 +171,15 @@ struct RadialBasis {
   template <class T>
   void roots_gradient(const Plan& plan, int width, const T* cotangent, double* gradient) const {
     for (std::int64_t k = 0; k < plan.pairs; ++k) {
-      const double slope = 1.0 / plan.pair_cutoff[k], x = plan.pair_length[k] * slope;
-      const auto [u, du] = polynomial_cutoff(x, power);
-      const double factor = 2 * kPi / (r_max * r_max);
+      const double inverse = 1.0 / plan.pair_cutoff[k];
+      const auto [u, du] = envelope(plan.pair_length[k] * inverse);
+      const auto [distance, change] = transform.evaluate(plan.pair_species[k], plan.pair_length[k]);
+      const double x = distance * inverse;
       const T* row = cotangent + 2 * k * width;
       for (std::size_t n = 0; n < roots.size(); ++n) {
         const double sine = std::sin(roots[n] * kPi * x), cosine = std::cos(roots[n] * kPi * x);
-        gradient[n] += factor * (row[n] * cosine * u +
-                                 row[width + n] * slope * (cosine * du - roots[n] * kPi * sine * u));
+        gradient[n] += scale() * (row[n] * cosine * u +
+                                  row[width + n] * inverse * (cosine * du - roots[n] * kPi * sine * change * u));
       }
     }
   }
@@ -139,15 +189,19 @@ struct RadialBasis {
 struct Repulsion {
   int power = 0;
   std::vector<double> charge_product, inverse_length;  // [n_species, n_species]; empty: there is none
+  std::vector<double> cutoffs;  // [n_species, n_species] Å; empty: those of the model
+  bool scaled = false;  // whether energies are multiplied by the scale of the receiver's species, as readouts are
+  std::vector<double> screening = {0.02817, 0.20162, 0.28022, 0.40290, 0.50986, 0.94229, 0.18175, 3.19980};  // φ's terms
 
   // Energy and dE/dr of one edge.
   std::pair<double, double> evaluate(int pair_of_species, double r, double cutoff) const {
-    static constexpr double kScreening[4][2] = {
-        {0.02817, 0.20162}, {0.28022, 0.40290}, {0.50986, 0.94229}, {0.18175, 3.19980}};
+    if (!cutoffs.empty()) cutoff = cutoffs[pair_of_species];
+    if (r >= cutoff) return {0.0, 0.0};
     const auto [u, du] = polynomial_cutoff(r / cutoff, power);
     const double inverse = inverse_length[pair_of_species];
     double phi = 0, dphi = 0;
-    for (const auto& [c, k] : kScreening) {
+    for (std::size_t i = 0; i < screening.size(); i += 2) {
+      const double c = screening[i], k = screening[i + 1];
       const double term = c * std::exp(-k * inverse * r);
       phi += term;
       dphi -= k * inverse * term;

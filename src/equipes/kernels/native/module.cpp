@@ -3,10 +3,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include "contraction_operation.hpp"
 #include "engine.hpp"
 #include "frozen.hpp"
 #include "operation.hpp"
@@ -36,15 +38,29 @@ std::vector<PathSpec> paths(nb::handle list) {
   return result;
 }
 
+ContractionTable contraction(nb::handle given) {
+  const auto [inputs, outputs, degrees, output, row, weight, coupling] =
+      nb::cast<std::tuple<int, int, nb::list, std::vector<std::int32_t>, std::vector<std::int32_t>,
+                          std::vector<std::int32_t>, std::vector<double>>>(given);
+  ContractionTable table{inputs, outputs, {}, output, row, weight, coupling};
+  for (nb::handle item : degrees) {
+    const auto [factors, begin] = nb::cast<std::pair<std::vector<std::int32_t>, std::vector<std::int32_t>>>(item);
+    table.degrees.push_back({factors, begin});
+  }
+  return table;
+}
+
 ModelSpec model(nb::dict given) {
   ModelSpec spec;
   spec.n_species = nb::cast<int>(given["n_species"]);
-  spec.n_attributes = nb::cast<int>(given["n_attributes"]);
+  spec.n_features = nb::cast<int>(given["n_features"]);
+  spec.species_aware = nb::cast<bool>(given["species_aware"]);
   spec.l_max = nb::cast<int>(given["l_max"]);
   spec.cutoffs = nb::cast<std::vector<double>>(given["cutoffs"]);
   spec.norms = nb::cast<std::vector<double>>(given["norms"]);
   spec.basis.r_max = nb::cast<double>(given["r_max"]);
   spec.basis.power = nb::cast<int>(given["cutoff_power"]);
+  spec.basis.on = nb::cast<double>(given["cutoff_on"]);
   spec.n_roots = nb::cast<int>(given["n_roots"]);
   spec.readout_widths = nb::cast<std::vector<int>>(given["readout_widths"]);
   spec.repulsion.power = nb::cast<int>(given["repulsion_power"]);
@@ -52,10 +68,35 @@ ModelSpec model(nb::dict given) {
   spec.repulsion.inverse_length = nb::cast<std::vector<double>>(given["repulsion_inverse_lengths"]);
   for (nb::handle item : given["layers"]) {
     nb::dict layer = nb::cast<nb::dict>(item);
-    spec.layers.push_back({irreps(layer["irreps_in"]), nb::cast<std::vector<int>>(layer["radial_widths"]),
-                           paths(layer["paths"]), irreps(layer["messages"]), irreps(layer["gate_in"]),
-                           irreps(layer["scalars"]), irreps(layer["gated"]),
-                           nb::cast<bool>(layer["self_connection"])});
+    LayerSpec result;
+    result.irreps_in = irreps(layer["irreps_in"]);
+    result.radial_widths = nb::cast<std::vector<int>>(layer["radial_widths"]);
+    result.paths = paths(layer["paths"]);
+    result.messages = irreps(layer["messages"]);
+    result.gate_in = irreps(layer["gate_in"]);
+    if (layer.contains("out")) {
+      result.out = irreps(layer["out"]);
+      result.contraction = contraction(layer["contraction"]);
+      result.contraction_rows = nb::cast<std::vector<int>>(layer["contraction_rows"]);
+      result.residual = nb::cast<bool>(layer["residual"]);
+    } else {
+      result.scalars = irreps(layer["scalars"]);
+      result.gated = irreps(layer["gated"]);
+      result.self_connection = nb::cast<bool>(layer["self_connection"]);
+    }
+    spec.layers.push_back(std::move(result));
+  }
+  if (given.contains("species_fan_in")) {  // what MACE has differently
+    spec.inverted = true;
+    spec.gain = nb::cast<double>(given["gain"]);
+    spec.species_fan_in = nb::cast<double>(given["species_fan_in"]);
+    spec.basis.factor = nb::cast<double>(given["basis_factor"]);
+    spec.repulsion.scaled = true;
+    spec.repulsion.cutoffs = nb::cast<std::vector<double>>(given["repulsion_cutoffs"]);
+    if (spec.repulsion.power > 0) spec.repulsion.screening = nb::cast<std::vector<double>>(given["repulsion_screening"]);
+    const auto [kind, constants, radii] =
+        nb::cast<std::tuple<int, std::array<double, 4>, std::vector<double>>>(given["distance_transform"]);
+    spec.basis.transform = {DistanceTransform::Kind(kind), constants[0], constants[1], constants[2], constants[3], radii};
   }
   return spec;
 }
@@ -121,7 +162,12 @@ FrozenSpec frozen(nb::dict given) {
   if (spec.repulsion.power > 0) {
     spec.repulsion.charge_product = numbers(given["repulsion_charges"]);
     spec.repulsion.inverse_length = numbers(given["repulsion_inverse_lengths"]);
+    if (given.contains("repulsion_cutoffs")) {
+      spec.repulsion.cutoffs = numbers(given["repulsion_cutoffs"]);
+      spec.repulsion.screening = numbers(given["repulsion_screening"]);
+    }
   }
+  spec.by_pair = nb::cast<bool>(given["by_pair"]);
   spec.readout = matrices(given["readout"]);
   for (nb::handle item : given["layers"]) {
     nb::dict layer = nb::cast<nb::dict>(item);
@@ -129,6 +175,15 @@ FrozenSpec frozen(nb::dict given) {
     result.gate_in = irreps(layer["gate_in"]);
     result.scalars = irreps(layer["scalars"]);
     result.gated = irreps(layer["gated"]);
+    if (layer.contains("out")) {
+      result.out = irreps(layer["out"]);
+      result.contraction = contraction(layer["contraction"]);
+      result.coefficients = numbers(layer["coefficients"]);
+      result.mixing = matrices(layer["mixing"]);
+      result.linear_3 = matrices(layer["linear_3"]);
+      result.readout = numbers(layer["readout"]);
+      result.density = numbers(layer["density"]);
+    }
     result.splines = numbers(layer["splines"]);
     result.constants = numbers(layer["constants"]);
     if (spec.layers.empty()) {
@@ -194,6 +249,31 @@ void bind_message_passing(nb::module_& module, const char* name) {
       });
 }
 
+template <class T>
+void bind_contraction(nb::module_& module, const char* name) {
+  using C = ContractionOperation<T>;
+  nb::class_<C>(module, name)
+      .def("__init__", [](C* self, nb::handle table) { new (self) C(contraction(table)); })
+      // a, its tangent, c, its tangent, m, its tangent
+      .def("forward",
+           [](const C& self, int threads, int width, Address order, const std::vector<std::int64_t>& starts,
+              const std::array<Address, 6>& arrays) {
+             nb::gil_scoped_release release;
+             self.forward(threads, {width, pointer<const std::int64_t>(order), starts}, pointer<const T>(arrays[0]),
+                          pointer<const T>(arrays[1]), pointer<const T>(arrays[2]), pointer<const T>(arrays[3]),
+                          pointer<T>(arrays[4]), pointer<T>(arrays[5]));
+           })
+      // a, its tangent, c, its tangent, g, its tangent, results for a and c
+      .def("reverse", [](const C& self, int threads, int width, Address order, const std::vector<std::int64_t>& starts,
+                         const std::array<Address, 8>& arrays) {
+        nb::gil_scoped_release release;
+        self.reverse(threads, {width, pointer<const std::int64_t>(order), starts}, pointer<const T>(arrays[0]),
+                     pointer<const T>(arrays[1]), pointer<const T>(arrays[2]), pointer<const T>(arrays[3]),
+                     pointer<const T>(arrays[4]), pointer<const T>(arrays[5]), pointer<T>(arrays[6]),
+                     pointer<T>(arrays[7]));
+      });
+}
+
 }  // namespace
 }  // namespace equipes
 
@@ -224,4 +304,9 @@ NB_MODULE(EQUIPES_MODULE, module) {
   bind_frozen<double>(module, "FrozenDouble");
   bind_message_passing<float>(module, "MessagePassingFloat");
   bind_message_passing<double>(module, "MessagePassingDouble");
+  module.attr("vector_bytes") = kVectorBytes;
+  module.attr("max_degree") = kMaxDegree;
+  module.attr("max_components") = kMaxComponents;
+  bind_contraction<float>(module, "ContractionFloat");
+  bind_contraction<double>(module, "ContractionDouble");
 }

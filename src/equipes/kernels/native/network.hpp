@@ -27,6 +27,7 @@ struct Silu {
 template <class T>
 struct Network {
   std::vector<Weight<T>> weights;
+  double gain = 2.0;  // square of the activation's factor
 
   struct State {
     std::int64_t pairs = 0;
@@ -35,8 +36,8 @@ struct Network {
     T* scratch = nullptr;
   };
 
-  static T scale(int layer, const Weight<T>& weight) {
-    return T(std::sqrt((layer == 0 ? 1.0 : 2.0) / weight.rows.count()));
+  T scale(int layer, const Weight<T>& weight) const {
+    return T(std::sqrt((layer == 0 ? 1.0 : gain) / weight.rows.count()));
   }
 
   int last() const { return int(weights.size()) - 1; }

@@ -45,6 +45,7 @@ struct Plan {
   std::vector<std::uint8_t> opens;  // [edges] the first edge of its pair
   std::vector<double> length;  // [edges] Å
   std::vector<double> pair_length, pair_cutoff;  // [pairs] Å
+  std::vector<int> pair_species;  // [pairs] receiver · n_species + sender, of the edge that opens it
   std::vector<SpeciesRange> species;
   std::vector<Group> groups;
 
@@ -106,6 +107,7 @@ struct Plan {
       opens[e] = 1;
       pair_length.push_back(length[e]);
       pair_cutoff.push_back(cutoff);
+      pair_species.push_back(int(graph.types[i] * n_species + graph.types[j]));
       if (cutoffs[graph.types[j] * n_species + graph.types[i]] != cutoff) continue;
       for (std::int64_t other = row[j]; other < row[j + 1]; ++other)
         if (sender[other] == i && pair[other] < 0 && opposite(graph, original[e], original[other])) {
