@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import ase.io
-import numpy as np
 from application_parts import SILICON, Row, Setting, silicon_frequencies
 from ase import Atoms
 from ase.build import bulk
@@ -120,47 +119,6 @@ def salt_case(at: Setting) -> Iterator[Row]:
         known["LO"],
         "experiment, from memory; missing here without Born charges (--born), which no potential of ours gives",
     )
-
-
-def film_case(at: Setting) -> Iterator[Row]:
-    """Silicon stretched by 1 % in its plane, and relaxed across it, as a film on a substrate is."""
-    calculator = at.calculator("float64")
-    rest = relax(bulk("Si", a=SILICON, cubic=True), calculator, symmetry=True).atoms
-    options = ConductivityOptions(
-        meshes=(28.0,),
-        temperatures=(300.0,),
-        isotopes=False,
-        full=False,
-        relax=False,
-        supercell=(2, 2, 2),
-        cutoff_pair=4.5,
-    )
-    found = {}
-    for name, stretch in (("at rest", 1.0), ("stretched", 1.01)):
-        film = rest.copy()
-        film.set_cell(rest.cell.array * [stretch, stretch, 1.0], scale_atoms=True)
-        if stretch > 1:
-            film = relax(film, calculator, cell=False, fmax=0.001).atoms
-            lengths = []
-            for thickness in (0.985, 0.995, 1.0):
-                thin = film.copy()
-                thin.set_cell(film.cell.array * [1.0, 1.0, thickness], scale_atoms=True)
-                lengths.append(
-                    (thickness, -relax(thin, calculator, cell=False, fmax=0.001).atoms.get_stress()[2])
-                )
-            free = float(np.interp(0.0, *zip(*sorted(((p, x) for x, p in lengths)), strict=True)))
-            film.set_cell(film.cell.array * [1.0, 1.0, free], scale_atoms=True)
-        found[name] = conductivity(film, calculator, options).relaxation_time[0, 0]
-    source = "the same at rest, on the same mesh (9×9×9) and without pairs beyond 4.5 Å"
-    reference = float(found["at rest"][:3].mean())
-    yield Row(
-        "Si film, 1 % strain: conductivity at 300 K in plane",
-        float(found["stretched"][:2].mean()),
-        "W/m/K",
-        reference,
-        source,
-    )
-    yield Row("Si film, 1 % strain: across", float(found["stretched"][2]), "W/m/K", reference, source)
 
 
 def npt_case(at: Setting) -> Iterator[Row]:

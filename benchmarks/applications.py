@@ -41,7 +41,6 @@ CASES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "expansion": crystals.expansion_case,
     "expansion npt": crystals.npt_case,
     "conductivity": crystals.conductivity_case,
-    "conductivity film": crystals.film_case,
     "diffusion": motion.diffusion_case,
     "diffusion copper": motion.copper_diffusion_case,
     "melt-quench": motion.glass_case,
