@@ -5,7 +5,7 @@
 #     bash benchmarks/all.sh OUT --quick    some minutes: to see that everything runs
 #
 # PYTHON (python3) is an environment with equipes in it. Before the first run, in the same environment:
-#     python benchmarks/peers/create.py nequip sevenn
+#     python benchmarks/peers/create.py nequip sevenn mace symmetrix
 # EQUIPES_PEERS names the folder of these environments, if it is not the usual one.
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: bash benchmarks/all.sh OUT [--quick]" >&2; exit 2; }
@@ -35,6 +35,7 @@ run() {
     run roofline roofline.py --plot "$out/roofline.png" "$@"
     run training_step training_step.py $environments "$@"
     run inference inference.py $environments "$@"
+    run inference_mace inference.py --model mace $environments "$@"
     case " $* " in *" --quick "*) ;; *) run large inference.py --peers --atoms 20000 --rounds 2 "$@" ;; esac
     run scaling scaling.py --plot "$out/scaling.png" "$@"
 }

@@ -22,6 +22,7 @@ from typing import Any
 import application_crystals as crystals
 import application_motion as motion
 import application_parts as parts
+import heat_cases
 import machine
 from application_parts import References, Row, Setting
 
@@ -44,6 +45,8 @@ CASES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "diffusion": motion.diffusion_case,
     "diffusion copper": motion.copper_diffusion_case,
     "melt-quench": motion.glass_case,
+    "green-kubo": lambda at: (Row(*numbers) for numbers in heat_cases.glass(at)),
+    "film": lambda at: (Row(*numbers) for numbers in heat_cases.film(at)),
 }
 
 

@@ -1,12 +1,13 @@
-"""Heat: what a flux costs, Green-Kubo against phonons in one and the same cell, a strained film, a glass.
+"""Heat: what a flux costs, Green-Kubo, driven atoms and phonons in one and the same cell, a strained film, a glass.
 
     python benchmarks/heat.py cost --model si.safetensors
     python benchmarks/heat.py silicon --model si.safetensors --cells 2 --picoseconds 100 --out heat
+    python benchmarks/heat.py driven --model si.safetensors --cells 2 --picoseconds 5 --runs 1 --out heat
     python benchmarks/heat.py film --model 7net-0 --out heat
     python benchmarks/heat.py glass --model silica.safetensors --structure glass.extxyz --picoseconds 50 --out heat
 
-Each prints its numbers with the conditions they were measured under, and keeps them in OUT/CASE.json. `silicon` and
-`glass` continue where they were stopped, and a second call with more `--runs` adds to what is there.
+Each prints its numbers with the conditions they were measured under, and keeps them in OUT/CASE.json. `silicon`,
+`driven` and `glass` continue where they were stopped, and a second call with more `--runs` adds to what is there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from equipes.simulate.evaluations import evaluate
 from equipes.simulate.green_kubo import GreenKuboOptions, GreenKuboResult, green_kubo
 from equipes.simulate.harmonic import ase_atoms, phonopy_atoms
 from equipes.simulate.heat_flux import FluxOf
+from equipes.simulate.hnemd import HNEMDOptions, hnemd
 
 # So hot that every mode holds k_B T; the conductivity from three-phonon scattering is then c / T, with the classical c.
 _CLASSICAL = 1e5  # K
@@ -97,6 +99,38 @@ def silicon(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def driven(options: argparse.Namespace) -> dict[str, Any]:
+    """The same by driving heat through."""
+    calculator = Calculator(options.model)
+    exact = Calculator(options.model, dtype="float64")
+    unit = relax(bulk("Si", a=5.45, cubic=True), exact, cell=True, fmax=0.001).atoms
+    cells = options.cells
+    chosen = HNEMDOptions(
+        options.temperature,
+        supercell=(cells, cells, cells),
+        field=options.field,
+        steps=round(1000 * options.picoseconds / options.timestep),
+        equilibration=round(1000 * options.equilibration / options.timestep),
+        timestep=options.timestep,
+        interval=2,
+        runs=options.runs,
+    )
+    path = options.out / f"driven {cells}.npz"
+    with Store(path, {"model": str(options.model), "options": str(chosen)}, resume=path.exists()) as store:
+        found = hnemd(unit, calculator, chosen, store=store)
+    return {
+        "atoms": 8 * cells**3,
+        "conductivity": found.conductivity,
+        "error": found.error,
+        "fields": dict(
+            zip(found.fields.tolist(), zip(found.at_field, found.at_field_error, strict=True), strict=True)
+        ),
+        "temperature": found.temperature_k,
+        "picoseconds": found.picoseconds,
+        "checks": [check.sentence() for check in found.provenance.checks],
+    }
+
+
 def film(options: argparse.Namespace) -> dict[str, Any]:
     """Silicon under biaxial strain in the plane, as on a substrate of another lattice constant, free to relax across
     it.
@@ -104,16 +138,16 @@ def film(options: argparse.Namespace) -> dict[str, Any]:
     exact = Calculator(options.model, dtype="float64")
     unit = relax(bulk("Si", a=5.45, cubic=True), exact, cell=True, fmax=0.001).atoms
     chosen = ConductivityOptions(
-        supercell=(2, 2, 2), meshes=(28.0, 36.0), temperatures=(300.0,), relax=False, cutoff_pair=4.0
+        supercell=(2, 2, 2),
+        meshes=(28.0, 36.0),
+        temperatures=(300.0,),
+        relax=False,
+        cutoff_pair=4.0,
+        full=False,
     )
     rows = {}
     for strain in options.strains:
-        strained = unit.copy()
-        strained.set_cell(unit.cell.array @ np.diag([1 + strain, 1 + strain, 1.0]), scale_atoms=True)
-        across = [(height, _stress_across(strained, height, exact)) for height in (1 - strain, 1.0)]
-        (a, at_a), (b, at_b) = across
-        height = a - at_a * (b - a) / (at_b - at_a) if strain else 1.0
-        strained.set_cell(strained.cell.array @ np.diag([1, 1, height]), scale_atoms=True)
+        strained, height = biaxial(unit, strain, exact)
         found = conductivity(strained, exact, chosen)
         rows[f"{100 * strain:+.1f} %"] = {
             "in plane": float(found.best[0, :2].mean()),
@@ -183,6 +217,24 @@ def _in_the_same_cell(unit: Atoms, calculator: Calculator, cells: int, width: fl
 _interactions: dict[int, Any] = {}
 
 
+def biaxial(unit: Atoms, strain: float, calculator: Calculator) -> tuple[Atoms, float]:
+    """A cell strained in the xy plane with no stress across it, and its height over that at rest.
+
+    Symmetry leaves the atoms of silicon where they are.
+    """
+    strained = unit.copy()
+    strained.set_cell(unit.cell.array @ np.diag([1 + strain, 1 + strain, 1.0]), scale_atoms=True)
+    low, high, height = 1 - abs(strain) - 1e-3, 1 + abs(strain) + 1e-3, 1.0
+    at_low, at_high = (_stress_across(strained, height, calculator) for height in (low, high))
+    for _ in range(4):  # the secant, for a stress that is nearly linear
+        height = low - at_low * (high - low) / (at_high - at_low)
+        low, at_low, high, at_high = high, at_high, height, _stress_across(strained, height, calculator)
+        if abs(high - low) < 1e-7:
+            break
+    strained.set_cell(strained.cell.array @ np.diag([1, 1, height]), scale_atoms=True)
+    return strained, height
+
+
 def _stress_across(atoms: Atoms, height: float, calculator: Calculator) -> float:
     stretched = atoms.copy()
     stretched.set_cell(atoms.cell.array @ np.diag([1, 1, height]), scale_atoms=True)
@@ -217,7 +269,7 @@ def _best(call: Callable[[], Any], times: int) -> float:
     return round(1000 * min(taken), 3)
 
 
-CASES = {"cost": cost, "silicon": silicon, "film": film, "glass": glass}
+CASES = {"cost": cost, "silicon": silicon, "driven": driven, "film": film, "glass": glass}
 
 
 def main() -> None:
@@ -237,6 +289,7 @@ def main() -> None:
     parser.add_argument("--timestep", type=float, default=2.0)
     parser.add_argument("--interval", type=int, default=10)
     parser.add_argument("--correlation", type=float, default=12.0)
+    parser.add_argument("--field", type=float, default=0.005, help="of driven, 1/Å")
     parser.add_argument("--strains", type=float, nargs="*", default=[-0.01, 0.0, 0.01])
     parser.add_argument("--out", type=Path, default=Path("heat"))
     options = parser.parse_args()

@@ -1,14 +1,17 @@
 """How long energy, forces and stress take through the ASE calculator, and how much memory.
 
     python benchmarks/inference.py                        against nequip and sevenn, one thread and all cores
+    python benchmarks/inference.py --model mace           a MACE model, against mace-torch and symmetrix-xl
     python benchmarks/inference.py --atoms 20000 --peers  equipes alone, a larger crystal
 
 The model has the sizes of SevenNet-0: 5 layers, 128x0e+64x1o+32x2e, 5 Å, radial network 2×64, float32. nequip runs
-it with the same hyperparameters, sevenn runs SevenNet-0 itself, and mace, if it is named, another kind of model (see
-peers/run_mace.py). The structures are cubes of silicon (28 neighbours an atom) and aspirin. Atoms move by up to 0.02 Å
-before each call, as they do in a simulation; the others collect neighbours anew then, and equipes when an atom has
-moved half of its skin (`--skin 0`: every time). `ASE alone` is the same calls to a calculator that computes nothing.
-Memory is the peak of a process of its own that made two calls on one thread with the usual allocator settings.
+it with the same hyperparameters, sevenn runs SevenNet-0 itself. The MACE model has the sizes of MACE-MP-0 small
+(128x0e, 6 Å), and all three run the same. The structures are cubes of silicon (28 neighbours an atom within 5 Å) and
+aspirin. Atoms move by up to 0.02 Å before each call, as they do in a simulation; the others collect neighbours anew
+then, and equipes when an atom has moved half of its skin (`--skin 0`: every time). `ASE alone` is the same calls to a
+calculator that computes nothing. `first result` is how long the calculator took for its first one: equipes freezes the
+model, symmetrix-xl writes and compiles code, which it keeps for the structures that follow in the same run. Memory is
+the peak of a process of its own that made two calls on one thread with the usual allocator settings.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import itertools
+import tempfile
 from contextlib import ExitStack
 from typing import Any
 
@@ -35,6 +39,8 @@ MODEL = {
     "radial_mlp_depth": 2,
     "radial_mlp_width": 64,
 }
+MODELS = {"sevennet-0": MODEL, "mace": {**systems.MACE_SMALL, "r_max": 6.0}}
+PEERS_OF = {"sevennet-0": ["nequip", "sevenn"], "mace": ["mace", "symmetrix"]}
 ATOMS = [64, 512, 4096]
 FROZEN, EXACT = "equipes, frozen", "equipes, exact"
 
@@ -46,7 +52,8 @@ def programs(options: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]
     if not has_frozen_engine():
         print("This version of equipes has no frozen engine: its column is left out.", flush=True)
         del engines[FROZEN]
-    return {**engines, **{peer: (peer, {}) for peer in options.peers}}
+    more = {"symmetrix": {"jit_cache": options.jit_cache}}
+    return {**engines, **{peer: (peer, more.get(peer, {})) for peer in options.peers}}
 
 
 def measure(
@@ -57,7 +64,7 @@ def measure(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """All programs on one structure."""
-    job = {"task": "inference", "frames": frames([atoms]), "model": MODEL}
+    job = {"task": "inference", "frames": frames([atoms]), "model": MODELS[options.model]}
     with ExitStack() as stack:
         workers = {
             program: stack.enter_context(
@@ -77,6 +84,7 @@ def measure(
         "ms": {program: tables.milliseconds(seconds) for program, seconds in times.items()},
         "least ms": {program: 1e3 * min(seconds) for program, seconds in times.items()},
         "calls": {program: len(seconds) for program, seconds in times.items()},
+        "first": {program: fact["first"] for program, fact in facts.items() if "first" in fact},
         "versions": {program: fact["versions"] for program, fact in facts.items()},
     }
     if threads == 1 and not options.no_memory:
@@ -99,7 +107,9 @@ def has_frozen_engine() -> bool:
 
 def main() -> None:
     parser = tables.parser(__doc__)
-    tables.add_peer_options(parser, ["nequip", "sevenn"], ["mace"])
+    tables.add_peer_options(parser, [], ["nequip", "sevenn", "mace", "symmetrix"])
+    parser.set_defaults(peers=None)
+    parser.add_argument("--model", choices=MODELS, default="sevennet-0", help="default: %(default)s")
     parser.add_argument("--atoms", nargs="*", type=int, default=None, help=f"of silicon, default: {ATOMS}")
     parser.add_argument(
         "--skin", type=float, help="Å, of equipes's neighbour list; default: the calculator's"
@@ -108,8 +118,15 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave out the measurement of memory")
     options = parser.parse_args()
     tables.check_outputs(options)
-    for peer in options.peers:
+    options.peers = PEERS_OF[options.model] if options.peers is None else options.peers
+    for peer in [*options.peers, *(["mace"] if "symmetrix" in options.peers else [])]:
         python_of(peer, options.environments)
+    with tempfile.TemporaryDirectory(prefix="equipes-symmetrix-") as folder:
+        options.jit_cache = folder
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     table = programs(options)
     sizes = options.atoms if options.atoms is not None else ([64] if options.quick else ATOMS)
     cases = {"aspirin": systems.molecules("aspirin", 1)[0]}
@@ -147,6 +164,12 @@ def show(rows: list[dict[str, Any]], names: list[str]) -> None:
         line = [row["structure"], row["threads"], *(ms[name] for name in names), ms["ASE alone"]]
         cells.append([*line, 1e3 * ms[ours] / row["atoms"], *(ms[peer] / ms[ours] for peer in peers)])
     tables.show("Energy, forces and stress through the ASE calculator, float32, medians", columns, cells)
+    firsts = [
+        [row["structure"], row["threads"], *(row["first"].get(name) for name in names)]
+        for row in rows
+        if row["first"]
+    ]
+    tables.show("First result, s", ["structure", "threads", *names], firsts)
     _show_memory([row for row in rows if "memory" in row], names)
 
 

@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("variants", nargs="*", default=["adamw", "soap", "muon"])
+    parser.add_argument("variants", nargs="*", default=["adamw", "soap"])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--frames", type=int, nargs="+", default=[950, 50])
     parser.add_argument("--seed", type=int, default=1)

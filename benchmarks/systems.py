@@ -11,6 +11,16 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from equipes.data import Units, read_frames
 
+# The sizes of MACE-MP-0 small but for the cutoff, which there is 6 Å; weights are random.
+MACE_SMALL = {
+    "architecture": "mace",
+    "num_bessel": 10,
+    "max_ell": 3,
+    "correlation": 3,
+    "hidden_irreps": "128x0e",
+    "interaction_cls_first": "RealAgnosticResidualInteractionBlock",
+}
+
 _DATA = {
     "aspirin": Path(__file__).parent / "data" / "aspirin.npz",
     "ethanol": Path(__file__).parents[1] / "tests" / "data" / "ethanol.npz",

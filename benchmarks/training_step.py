@@ -1,14 +1,15 @@
 """How long one training step takes, from a batch to updated parameters, and what surrounds it in a training.
 
-    python benchmarks/training_step.py                   against nequip, one thread and all cores
+    python benchmarks/training_step.py                   against nequip and mace, one thread and all cores
+    python benchmarks/training_step.py --models mace     the MACE model only
     python benchmarks/training_step.py --peers           equipes alone
     python benchmarks/training_step.py --reference       also with the reference kernel, plain PyTorch
-    python benchmarks/training_step.py --peers mace      against another kind of model, see peers/run_mace.py
 
+Models a and b are NequIPs, which nequip runs; the model mace has the sizes of MACE-MP-0 small, and mace-torch runs it.
 The step is `TrainingModule.training_step`: energies, forces, loss, gradient, its norm, AdamW, average of the weights.
-nequip's is its eager model with the same hyperparameters, squared errors, backward pass and Adam, without what its own
-module adds. Programs take turns on the same structures, and medians are printed. `in training` is the time from step to
-step of `equipes train`, of which batching is the joining of graphs, and the rest Lightning and the supervision.
+That of a peer is its eager model with the same hyperparameters, squared errors, backward pass and Adam, without what
+its own module adds. Programs take turns on the same structures, and medians are printed. `in training` is the time from
+step to step of `equipes train`, of which batching is the joining of graphs, and the rest Lightning and the supervision.
 """
 
 from __future__ import annotations
@@ -26,21 +27,26 @@ _COMMON = {"r_max": 5.0, "parity": True, "radial_mlp_depth": 2, "radial_mlp_widt
 MODELS = {
     "a": {"num_layers": 4, "l_max": 2, "num_features": 32, **_COMMON},
     "b": {"num_layers": 5, "l_max": 3, "num_features": 64, **_COMMON},
+    "mace": {**systems.MACE_SMALL, "r_max": 5.0},
 }
+# Which other package runs a model.
+PEER_OF = {"a": "nequip", "b": "nequip", "mace": "mace"}
 CASES = {
     "aspirin × 5": lambda: systems.molecules("aspirin", 5),
     "aspirin × 1": lambda: systems.molecules("aspirin", 1),
     "ethanol × 5": lambda: systems.molecules("ethanol", 5),
     "Si 64 × 4": lambda: systems.silicon(64, 4),
+    "Si 64 × 1": lambda: systems.silicon(64, 1),
 }
-RUNS = [("a", case) for case in CASES] + [("b", "aspirin × 5")]
+RUNS = [("a", case) for case in CASES if case != "Si 64 × 1"] + [("b", "aspirin × 5")]
+RUNS += [("mace", "aspirin × 5"), ("mace", "ethanol × 5"), ("mace", "Si 64 × 1")]
 
 
 def measure(model: str, case: str, threads: int, options: argparse.Namespace) -> dict[str, Any]:
     """All programs on one batch."""
     job = {"task": "training step", "frames": frames(CASES[case]()), "model": MODELS[model]}
     programs = {"equipes": ("equipes", job)}
-    programs |= {peer: (peer, job) for peer in options.peers}
+    programs |= {peer: (peer, job) for peer in options.peers if peer == PEER_OF[model]}
     if options.reference:
         programs["reference"] = ("equipes", {**job, "kernel": "reference"})
     rounds = 2 if options.quick else options.rounds
@@ -70,10 +76,14 @@ def measure(model: str, case: str, threads: int, options: argparse.Namespace) ->
 
 
 def _check_same_model(facts: dict[str, dict[str, Any]]) -> None:
-    """Who claims to run the same model on the same batch has as many parameters and edges."""
+    """Who claims to run the same model on the same batch has as many parameters and edges.
+
+    mace-torch counts parameters of coupling paths that repeat each other; here there are fewer.
+    """
     ours = facts["equipes"]
     for name, theirs in facts.items():
-        if name != "mace" and any(theirs[key] != ours[key] for key in ("atoms", "edges", "parameters")):
+        keys = ("atoms", "edges") if name == "mace" else ("atoms", "edges", "parameters")
+        if any(theirs[key] != ours[key] for key in keys):
             raise RuntimeError(f"{name} has another model or another batch: {theirs}, and equipes {ours}")
 
 
@@ -90,24 +100,40 @@ def _surroundings(job: dict[str, Any], threads: int, options: argparse.Namespace
 
 def main() -> None:
     parser = tables.parser(__doc__)
-    tables.add_peer_options(parser, ["nequip"], ["mace"])
+    tables.add_peer_options(parser, ["nequip", "mace"])
     parser.add_argument("--reference", action="store_true", help="also the reference kernel")
     parser.add_argument("--step-only", action="store_true", help="leave out what surrounds a step")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each program has (%(default)s)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
     tables.check_outputs(options)
-    for peer in options.peers:
-        python_of(peer, options.environments)
-    others = [*options.peers, *(["reference"] if options.reference else [])]
     runs = [run for run in RUNS if run[0] in options.models]
     if options.quick:
-        runs = [("a", "aspirin × 1"), ("a", "ethanol × 5")]
+        runs = [(model, "ethanol × 5") for model in options.models if model != "b"]
+    options.peers = [peer for peer in options.peers if peer in {PEER_OF[model] for model, _ in runs}]
+    for peer in options.peers:
+        python_of(peer, options.environments)
     rows = []
     for threads in [1] if options.quick and options.threads is None else tables.threads_of(options):
         for model, case in runs:
             rows.append(measure(model, case, threads, options))
             print(".", end="", flush=True)
+    for peer in dict.fromkeys(PEER_OF[model] for model, _ in runs):
+        own = [row for row in rows if PEER_OF[row["model"]] == peer]
+        _show(own, peer if peer in options.peers else None, options)
+    if not options.step_only:
+        _show_surroundings(rows)
+    facts = machine.conditions()
+    del facts["threads"]
+    versions = {name: found for row in rows for name, found in row["versions"].items()}
+    facts["programs"] = versions
+    print(f"\n{tables.ALLOCATOR_NOTE}\n\n{machine.sentence(facts)}")
+    tables.write_json(options, rows, facts)
+
+
+def _show(rows: list[dict[str, Any]], peer: str | None, options: argparse.Namespace) -> None:
+    """The models that one peer runs, beside it."""
+    others = [*([peer] if peer else []), *(["reference"] if options.reference else [])]
     columns = ["model, batch", "threads", "atoms", "edges", "equipes, ms"]
     for name in others:
         columns += [f"{name}, ms", f"{name} / equipes"]
@@ -124,14 +150,6 @@ def main() -> None:
             line += [row["ms"][name], row["ms"][name] / row["ms"]["equipes"]]
         cells.append(line)
     tables.show("Training step, float32, medians", columns, cells)
-    if not options.step_only:
-        _show_surroundings(rows)
-    facts = machine.conditions()
-    del facts["threads"]
-    versions = {name: found for row in rows for name, found in row["versions"].items()}
-    facts["programs"] = versions
-    print(f"\n{tables.ALLOCATOR_NOTE}\n\n{machine.sentence(facts)}")
-    tables.write_json(options, rows, facts)
 
 
 def _show_surroundings(rows: list[dict[str, Any]]) -> None:

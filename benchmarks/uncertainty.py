@@ -34,6 +34,8 @@ from ase.io import read, write
 import equipes
 from equipes.data import Frame, read_frames
 from equipes.models.familiarity import _fitted, _shrunk, fit
+from equipes.training.inputs import read_splits
+from equipes.training.loading import load_config
 from equipes.training.metrics import batches_of
 from equipes.training.uncertainty import against_errors, predict_with_uncertainty, rank_correlation
 
@@ -104,10 +106,11 @@ def potentials_and_sets(
             path = options.out / f"silicon {name}.xyz"
             write(path, structures)
             sets[name] = read_frames(str(path))
+        sets["train"] = training_frames(options.out / "silicon-1")
     elif case == "ethanol":
         units = equipes.data.Units(energy="kcal/mol", length="Ang")
         sets = {
-            "train": read_frames(str(data / "rmd17" / "rmd17_ethanol_train_01.npz"), units=units)[:100],
+            "train": training_frames(options.out / "ethanol-1"),
             "like training": read_frames(str(data / "rmd17" / "rmd17_ethanol_test_01.npz"), units=units)[
                 :200
             ],
@@ -133,6 +136,12 @@ def potentials_and_sets(
     return [
         equipes.load(options.out / f"{case}-{k}" / "model.safetensors") for k in range(1, options.members + 1)
     ], sets
+
+
+def training_frames(run: Path) -> list[Frame]:
+    """The frames that the first member was fitted to."""
+    config = load_config(run / "config.yaml")
+    return read_splits(config.data, config.train.seed).train
 
 
 def errors(case: str, options: argparse.Namespace) -> None:
@@ -255,7 +264,7 @@ def farthest(points: torch.Tensor, k: int) -> torch.Tensor:
     return points[chosen]
 
 
-def cost(_: str, options: argparse.Namespace) -> None:
+def cost(_: str, __: argparse.Namespace) -> None:
     """Milliseconds of energy, forces and stress of SevenNet-0 for silicon, and of the distance beside it."""
     from ase.build import bulk
 
@@ -271,17 +280,17 @@ def cost(_: str, options: argparse.Namespace) -> None:
         atoms = bulk("Si", cubic=True) * (n, n, n)
         atoms.rattle(0.05, seed=1)
         fast, exact = equipes.Calculator(potential), equipes.Calculator(potential, exact=True)
-        times = [median_ms(lambda c=c: c.calculate(atoms, ["forces", "stress"])) for c in (fast, exact)]
-        times.append(median_ms(lambda: fast.feature_distances(atoms)))
+        times = [median_ms(c.calculate, atoms, ["forces", "stress"]) for c in (fast, exact)]
+        times.append(median_ms(fast.feature_distances, atoms))
         print(f"| {len(atoms)} | " + " | ".join(f"{value:.1f} ms" for value in times) + " |", flush=True)
 
 
-def median_ms(function: Callable[[], object], repeats: int = 7) -> float:
-    function()
+def median_ms(function: Callable[..., object], *arguments: object, repeats: int = 7) -> float:
+    function(*arguments)
     found = []
     for _ in range(repeats):
         start = time.perf_counter()
-        function()
+        function(*arguments)
         found.append(1000 * (time.perf_counter() - start))
     return float(np.median(found))
 

@@ -421,7 +421,8 @@ class PhysicalLaws:
             return model.float64(graph).energies.detach().numpy() - reference
 
         chain, first, middle, last = map(energies, ("HCO", "OCO", "HHO", "HCC"))
-        assert chain[2] == 0.0, "atom 2 hears nobody"
+        # As exact as an isolated atom's energy is: other kernels may have computed the reference energies.
+        assert abs(chain[2]) <= model.alone * abs(model.reference_energies["O"]), "atom 2 hears nobody"
         close(first[1], chain[1], ROUND_OFF, "atom 1 does not hear atom 0")
         for changed, hears in (
             (middle[0] - chain[0], "0 hears atom 1"),

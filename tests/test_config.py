@@ -13,7 +13,7 @@ from equipes.errors import InputError
 from equipes.models import ARCHITECTURES
 from equipes.training import Config, load_config, schema
 from equipes.training.architectures import MODEL_CONFIGS
-from equipes.training.config import DataConfig, TrainConfig
+from equipes.training.config import DataConfig, PretrainingConfig, TrainConfig
 from equipes.training.loading import dump_config
 
 ROOT = Path(__file__).parent.parent
@@ -161,7 +161,7 @@ def test_what_was_dumped_loads_the_same(file: Path, tmp_path: Path) -> None:
 
 
 # Of every section and, in `model`, of every architecture.
-SECTIONS = (DataConfig, TrainConfig, *MODEL_CONFIGS.values())
+SECTIONS = (DataConfig, TrainConfig, PretrainingConfig, *MODEL_CONFIGS.values())
 
 
 def test_there_is_a_section_for_every_architecture() -> None:

@@ -34,9 +34,7 @@ def layer_of(irreps_in: str, irreps_out: str, correlation: int, channels: int) -
     return SymmetricContraction(wide(irreps_in), wide(irreps_out), correlation, 4).double()
 
 
-def everything(
-    layer: SymmetricContraction, A: Tensor, types: Tensor, *, use_native: bool
-) -> list[Tensor]:
+def everything(layer: SymmetricContraction, A: Tensor, types: Tensor, *, use_native: bool) -> list[Tensor]:
     """m; a scalar's derivatives by A and the weights; and the derivatives of a scalar made of those."""
     compute = layer if use_native else layer._reference
     weights = list(layer.weights.values())
@@ -67,7 +65,12 @@ def test_like_reference(irreps_in: str, irreps_out: str, correlation: int) -> No
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 35), st.integers(1, 14), st.sampled_from(["0e", "0e + 1o", "0e + 1o + 2e"]))
+@given(
+    st.integers(1, 4),
+    st.integers(1, 35),
+    st.integers(1, 14),
+    st.sampled_from(["0e", "0e + 1o", "0e + 1o + 2e"]),
+)
 def test_any_shape(correlation: int, channels: int, n: int, irreps: str) -> None:
     check(layer_of(irreps, "0e" if correlation == 4 else "0e + 1o", correlation, channels), n)
 

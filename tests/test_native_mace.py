@@ -42,11 +42,20 @@ MODELS: dict[str, dict[str, Any]] = {
     "residual from the first layer": {"interaction_cls_first": RESIDUAL, "num_elements": 89},
     "scalars between layers": {"hidden_irreps": "5x0e", "max_ell": 3, "interaction_cls_first": RESIDUAL},
     "whole vectors": {"hidden_irreps": "16x0e", "max_ell": 1},
-    "several vectors": {"hidden_irreps": "33x0e", "max_ell": 1, "correlation": 2, "interaction_cls_first": RESIDUAL},
+    "several vectors": {
+        "hidden_irreps": "33x0e",
+        "max_ell": 1,
+        "correlation": 2,
+        "interaction_cls_first": RESIDUAL,
+    },
     "one channel": {"hidden_irreps": "1x0e + 1x1o"},
     "pseudovectors": {"hidden_irreps": "3x0e + 3x1o + 3x1e"},
     "pseudoscalars": {"hidden_irreps": "2x0o + 2x0e + 2x1o", "max_ell": 1},
-    "hidden to l = 2": {"hidden_irreps": "3x0e + 3x1o + 3x2e", "correlation": 2, "interaction_cls_first": RESIDUAL},
+    "hidden to l = 2": {
+        "hidden_irreps": "3x0e + 3x1o + 3x2e",
+        "correlation": 2,
+        "interaction_cls_first": RESIDUAL,
+    },
     "five bodies": {"max_ell": 1, "correlation": 4},
     "two bodies": {"correlation": 1},
     "one layer": {"num_interactions": 1},
@@ -69,6 +78,20 @@ DENSITIES: dict[str, dict[str, Any]] = {
         **TWO_HEADS,
     },
 }
+# Freezing takes longer than anything else here, above all for pairs of species: enough to see every part once.
+FROZEN = [
+    "residual from the first layer",
+    "scalars between layers",
+    "several vectors",
+    "pseudovectors",
+    "hidden to l = 2",
+    "five bodies",
+    "one layer",
+    "three layers",
+    "repulsion",
+    "density",
+    "density everywhere, everything",
+]
 
 
 def potential_of(options: dict[str, Any], dtype: str = "float64") -> Potential:
@@ -83,7 +106,9 @@ def graph() -> AtomGraph:
     return make_graph()
 
 
-def compare(potential: Potential, graph: AtomGraph, monkeypatch: pytest.MonkeyPatch, tolerance: float = EXACT) -> None:
+def compare(
+    potential: Potential, graph: AtomGraph, monkeypatch: pytest.MonkeyPatch, tolerance: float = EXACT
+) -> None:
     assert engine.engine_for(potential.model) is not None
     found = results(potential, graph)
     monkeypatch.setenv("EQUIPES_KERNEL", "reference")
@@ -114,7 +139,7 @@ def test_float32(graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(potential_of(MODELS["base"], "float32"), graph, monkeypatch, 2e-4)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     channels=st.integers(1, 20),
     hidden=st.sampled_from(["0e", "0e + 1o", "0e + 1o + 2e"]),
@@ -126,7 +151,14 @@ def test_float32(graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     threads=st.integers(1, 3),
 )
 def test_engine_of_any_shape(
-    channels: int, hidden: str, max_ell: int, correlation: int, layers: int, residual: bool, transform: str, threads: int
+    channels: int,
+    hidden: str,
+    max_ell: int,
+    correlation: int,
+    layers: int,
+    residual: bool,
+    transform: str,
+    threads: int,
 ) -> None:
     options = {
         "hidden_irreps": " + ".join(f"{channels}x{irrep}" for irrep in hidden.split(" + ")),
@@ -154,7 +186,7 @@ def test_density_trains_by_autograd(graph: AtomGraph, monkeypatch: pytest.Monkey
         assert (found[name] - value).abs().max() <= EXACT * max(value.abs().max(), 1e-3), name
 
 
-@pytest.mark.parametrize("name", [*MODELS, *DENSITIES])
+@pytest.mark.parametrize("name", FROZEN)
 def test_frozen_is_the_model_to_the_error_of_the_splines(name: str, graph: AtomGraph) -> None:
     potential = potential_of((MODELS | DENSITIES)[name]).eval()
     found, expected = potential.freeze(tolerance=1e-8)(graph), potential(graph)
@@ -164,7 +196,7 @@ def test_frozen_is_the_model_to_the_error_of_the_splines(name: str, graph: AtomG
         assert (ours - theirs).abs().max() < 2e-6 * size, what
 
 
-@pytest.mark.parametrize("name", ["base", "Agnesi", "density everywhere, everything"])
+@pytest.mark.parametrize("name", ["base", "density everywhere, everything"])
 def test_frozen_for_some_species(name: str) -> None:
     from ase import Atoms
 
@@ -179,7 +211,7 @@ def test_frozen_for_some_species(name: str) -> None:
 def test_frozen_file(tmp_path: Any, graph: AtomGraph) -> None:
     from equipes.models import load_frozen
 
-    frozen = potential_of(DENSITIES["density everywhere, everything"]).eval().freeze(tolerance=1e-6)
+    frozen = potential_of(DENSITIES["density"] | MODELS["two heads"]).eval().freeze(tolerance=1e-4)
     frozen.save(tmp_path / "frozen.safetensors")
     again = load_frozen(tmp_path / "frozen.safetensors")
     assert torch.equal(again(graph).forces, frozen(graph).forces)
@@ -191,4 +223,4 @@ def test_too_many_pairs_of_species_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(mace_blueprint, "MAX_TABLES", 1e4)
     with pytest.raises(InputError, match="differ from pair to pair"):
-        potential_of(MODELS["Agnesi"]).eval().freeze()
+        potential_of(MODELS["Agnesi"]).eval().freeze(["H", "C"], tolerance=1e-3)

@@ -140,11 +140,10 @@ def test_the_global_random_state_is_not_touched(tmp_path: Path) -> None:
         ({"checkpoint_every_minutes": 0}, (3, 4, 11)),
         ({"checkpoint_every_minutes": 1000}, (2, 6, 9)),
         ({"checkpoint_every_minutes": 0, "optimizer": "soap"}, (5,)),
-        ({"checkpoint_every_minutes": 0, "optimizer": "muon"}, (5,)),
         ({"checkpoint_every_minutes": 0, **PLATEAU}, (7,)),
         ({"checkpoint_every_minutes": 0, "energy_weight": {0: 1, 0.5: 10}, "schedule": "wsd"}, (5,)),
     ],
-    ids=["each step", "validations only", "soap", "muon", "plateau", "weights"],
+    ids=["each step", "validations only", "soap", "plateau", "weights"],
 )
 def test_a_training_that_died_resumes_exactly(
     tmp_path: Path, undisturbed: Path, changes: dict[str, Any], deaths: tuple[int, ...]

@@ -77,7 +77,7 @@ def test_nequip_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(app, ["schema"], "equipes") == 0
     schema = json.loads(capsys.readouterr().out)
-    assert set(schema["properties"]) == {"data", "model", "train"}
+    assert set(schema["properties"]) == {"data", "model", "train", "fine_tuning", "pretraining"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
-"""mace-torch as `peers.Worker` runs it: a model of its own kind, so that only its place in the field shows.
-
-Two interactions, correlation 3, l up to 3 in the harmonics; features 64x0e+64x1o in training and 128x0e, 6 Å (the sizes
-of MACE-MP-0 small) in inference; weights are random. See `run_equipes.py`.
+"""mace-torch as `peers.Worker` runs it: the job's model, or beside a model of another kind one with the sizes of
+MACE-MP-0 small, so that its place in the field shows; weights are random. See `run_equipes.py`.
 """
 
 from __future__ import annotations
@@ -14,10 +12,12 @@ from mace.calculators import MACECalculator
 from mace.tools import torch_geometric
 from serve import Call, Job, serve, single_point, structures
 
+_SMALL = {"r_max": 6.0, "num_bessel": 10, "max_ell": 3, "hidden_irreps": "128x0e", "correlation": 3}
+
 
 def training_step(job: Job) -> tuple[Call, dict[str, Any]]:
     """Energies and forces, mean squared errors, their gradient, Adam."""
-    model, batch, facts = _prepare(job, "64x0e + 64x1o", 5.0)
+    model, batch, facts = prepare(job)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     batch, energy, forces = batch.to_dict(), batch.energy, batch.forces
     atoms = torch.bincount(batch["batch"])
@@ -34,14 +34,17 @@ def training_step(job: Job) -> tuple[Call, dict[str, Any]]:
 
 def inference(job: Job) -> tuple[Call, dict[str, Any]]:
     """mace's ASE calculator."""
-    model, _, facts = _prepare(job, "128x0e", 6.0)
+    model, _, facts = prepare(job)
     calculator = MACECalculator(models=[model], device="cpu", default_dtype="float32")
     return single_point(structures(job)[0], calculator), facts
 
 
-def _prepare(job: Job, irreps: str, r_max: float) -> tuple[Any, Any, dict[str, Any]]:
+def prepare(job: Job) -> tuple[Any, Any, dict[str, Any]]:
+    """The model, a batch of the job's frames, and facts on both."""
     from e3nn import o3  # after mace, which allows the e3nn that it needs to load its tables
 
+    own = job["model"] if job["model"].get("architecture") == "mace" else _SMALL
+    r_max = own["r_max"]
     torch.set_num_threads(job["threads"])
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
@@ -66,20 +69,20 @@ def _prepare(job: Job, irreps: str, r_max: float) -> tuple[Any, Any, dict[str, A
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,
         r_max=r_max,
-        num_bessel=10 if r_max > 5 else 8,
+        num_bessel=own["num_bessel"],
         num_polynomial_cutoff=5,
-        max_ell=3,
+        max_ell=own["max_ell"],
         interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
         interaction_cls_first=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
         num_interactions=2,
         num_elements=len(numbers),
-        hidden_irreps=o3.Irreps(irreps),
+        hidden_irreps=o3.Irreps(own["hidden_irreps"]),
         MLP_irreps=o3.Irreps("16x0e"),
         gate=torch.nn.functional.silu,
         atomic_energies=torch.zeros(len(numbers)).numpy(),
         avg_num_neighbors=edges / atoms_count,
         atomic_numbers=numbers,
-        correlation=3,
+        correlation=own["correlation"],
     )
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return model, batch, {"atoms": atoms_count, "edges": edges, "parameters": parameters}

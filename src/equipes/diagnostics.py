@@ -13,7 +13,7 @@ import equipes
 from equipes.errors import InputError
 
 REQUIRED = (
-    "torch", "lightning", "ase", "vesin", "numpy", "scipy", "pydantic", "safetensors", "matplotlib", "pytorch-optimizer"
+    "torch", "lightning", "ase", "vesin", "numpy", "scipy", "pydantic", "safetensors", "matplotlib"
 )  # fmt: skip
 # Optional package and what it is for.
 OPTIONAL = {
@@ -21,6 +21,7 @@ OPTIONAL = {
     "phono3py": "equipes conductivity",
     "seekpath": "equipes phonons",
     "spglib": "equipes relax --symmetry, elastic",
+    "tblite": "equipes train --pretrain",
     "tensorboard": "train.loggers=[tensorboard]",
     "wandb": "train.loggers=[wandb]",
 }

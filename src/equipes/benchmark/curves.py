@@ -17,7 +17,7 @@ from equipes.report.figures import COLORS, new_figure, plain_log_axis, save, sty
 def learning_curves(rows: Sequence[Row], path: Path) -> Figure:
     """Force errors, a panel for each molecule, a line for each architecture; published NequIP and MACE as crosses."""
     systems = list(dict.fromkeys(row.system for row in rows))
-    architectures = list(dict.fromkeys(row.architecture for row in rows))
+    architectures = list(dict.fromkeys(row.model for row in rows))
     columns = min(3, len(systems))
     height = math.ceil(len(systems) / columns)
     figure = new_figure(3.4 * columns, 3.0 * height)
@@ -29,7 +29,7 @@ def learning_curves(rows: Sequence[Row], path: Path) -> Figure:
             points = sorted(
                 (row.n_train, row.errors["forces_mae_mev_per_ang"])
                 for row in rows
-                if row.system == system and row.architecture == architecture
+                if row.system == system and row.model == architecture
             )
             panel.plot(*zip(*points, strict=True), "o-", color=color, lw=1.4, ms=4, label=architecture)
         for model, color in (("NequIP", "0.3"), ("MACE", "0.6")):

@@ -23,6 +23,7 @@ from equipes.training.metrics import error_metrics, predict_frames
 from equipes.training.trainer import train
 
 RESULT = "result.json"
+SCRATCH, PRETRAINED = "from scratch", "pre-trained"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Row:
         hours: time of the training, by the clock of its budget.
         steps, parameters: optimiser steps made, numbers learnt.
         conditions: versions, threads, processor, and the clock of the budget.
+        start: "from scratch", or "pre-trained" on cheap labels within the same budget.
     """
 
     benchmark: str
@@ -63,6 +65,12 @@ class Row:
     steps: int
     parameters: int
     conditions: dict[str, Any]
+    start: str = SCRATCH
+
+    @property
+    def model(self) -> str:
+        """The architecture, and how it began where that is not from random weights."""
+        return self.architecture if self.start == SCRATCH else f"{self.architecture}, {self.start}"
 
 
 _ERRORS = tuple(
@@ -80,17 +88,21 @@ class Interrupted(Exception):  # noqa: N818 - as KeyboardInterrupt, it is no err
         self.signal = signal
 
 
-def run(case: Case, architecture: str, settings: BenchmarkSettings, out: Path) -> list[Row]:
+def run(
+    case: Case, architecture: str, settings: BenchmarkSettings, out: Path, *, start: str = SCRATCH
+) -> list[Row]:
     """Train, continue or skip one case, and test it; one row for each test set.
 
-    Everything goes to `out/<system>-<frames>-<architecture>`; a `result.json` there means that it is done.
+    Everything goes to `out/<system>-<frames>-<architecture>`, with `-pretrained` behind it where it starts so; a
+    `result.json` there means that it is done.
 
     Raises:
         InputError: the directory has a training with other settings, or anything that `train` refuses.
         Interrupted: a signal ended the training.
     """
-    folder = out / f"{case.system}-{case.n_train}-{architecture}"
-    config = _config(case, architecture, settings)
+    suffix = "-pretrained" if start == PRETRAINED else ""
+    folder = out / f"{case.system}-{case.n_train}-{architecture}{suffix}"
+    config = _config(case, architecture, settings, pretrain=start == PRETRAINED)
     asked = config.model_dump(mode="json")
     if (folder / RESULT).exists():
         return _finished(folder / RESULT, asked)
@@ -103,6 +115,7 @@ def run(case: Case, architecture: str, settings: BenchmarkSettings, out: Path) -
         "system": case.system,
         "n_train": case.n_train,
         "architecture": architecture,
+        "start": start,
         "hours": result.minutes / 60,
         "steps": result.steps,
         "parameters": sum(p.numel() for p in potential.parameters() if p.requires_grad),
@@ -119,9 +132,13 @@ def run(case: Case, architecture: str, settings: BenchmarkSettings, out: Path) -
     return rows
 
 
-def _config(case: Case, architecture: str, settings: BenchmarkSettings) -> Config:
+def _config(case: Case, architecture: str, settings: BenchmarkSettings, *, pretrain: bool) -> Config:
     """The config of `equipes train`, defaults but for the data, the budget and what the user sets."""
     overrides = [*settings.overrides.get("", ()), *settings.overrides.get(architecture, ())]
+    if pretrain:
+        overrides.insert(0, "pretraining={}")
+    else:
+        overrides = [override for override in overrides if not override.startswith("pretraining.")]
     # The overrides may name any key of the architecture; only the data is not theirs to change.
     base = [
         "data.train=unused",
@@ -144,9 +161,9 @@ def _finished(path: Path, asked: dict[str, Any]) -> list[Row]:
         ) from error
     changed = [
         f"{section}.{key}"
-        for section in ("data", "model", "train")
-        for key in asked[section]
-        if key != "train" and before.get(section, {}).get(key) != asked[section][key]
+        for section in ("data", "model", "train", "pretraining")
+        for key in asked[section] or {}
+        if key != "train" and (before.get(section) or {}).get(key) != asked[section][key]
     ]
     if changed:
         raise InputError(

@@ -58,7 +58,7 @@ def markdown(rows: Sequence[Row]) -> str:
                 )
             )
             lines.append(
-                f"{place} **{row.architecture}** | {energy} | {per_atom} | {forces} | {row.hours:.2f} "
+                f"{place} **{row.model}** | {energy} | {per_atom} | {forces} | {row.hours:.2f} "
                 f"| {row.parameters:,} |"
             )
         for model, (energy_value, forces_value) in published_figures(members[0]).items():

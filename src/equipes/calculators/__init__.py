@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from equipes.calculators.ase import Calculator
 from equipes.calculators.committee import Committee
+from equipes.calculators.dispersion import WithDispersion
 
-__all__ = ["Calculator", "Committee"]
+__all__ = ["Calculator", "Committee", "WithDispersion"]

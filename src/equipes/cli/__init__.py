@@ -17,6 +17,7 @@ import equipes
 from equipes.cli import (
     benchmark,
     data,
+    distill,
     evaluate,
     expansion,
     familiarize,
@@ -77,6 +78,7 @@ def _root(
 
 for module in (
     train,
+    distill,
     evaluate,
     familiarize,
     simulate,

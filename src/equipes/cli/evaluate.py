@@ -133,7 +133,7 @@ def evaluate(
             f"{', '.join(data)}: no energies, forces or stresses to compare with; name them with --keys, or use "
             "`equipes predict` for structures without labels"
         )
-    predictions = _predict(potentials, frames, batch_size)
+    predictions = predict_with_progress(potentials, frames, batch_size)
     errors = error_metrics(frames, predictions)
     errors["uncertainty"] = uncertainty_metrics(frames, predictions)
     warnings = suspicions(frames, predictions)
@@ -210,7 +210,7 @@ def predict(
         equipes.load(path, device=check_device(device), dtype=dtype, modal=modal) for path in members(model)
     ]
     frames = _read([source], LabelKeys(), declared, potentials[0])
-    predictions = _predict(potentials, frames, batch_size)
+    predictions = predict_with_progress(potentials, frames, batch_size)
     labelled = [
         replace(
             frame,
@@ -280,9 +280,10 @@ def _with_uncertainty(atoms: ase.Atoms, prediction: FramePrediction) -> ase.Atom
     return atoms
 
 
-def _predict(
+def predict_with_progress(
     potentials: Sequence[Potential], frames: Sequence[Frame], batch_size: int | None
 ) -> list[FramePrediction]:
+    """What the potentials say of the frames, with a line that moves on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

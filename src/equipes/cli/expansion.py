@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
 from equipes.cli.lattice import RelaxFirst, Supercell
 from equipes.cli.running import Device, Dtype, Exact, FrameNumber, Precision, StructurePath
 from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, Workflow, workflow
@@ -77,6 +77,7 @@ def expansion(
     ] = None,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -120,6 +121,7 @@ def expansion(
         options,
         model=model,
         modal=modal,
+        d3=d3,
         exact=exact,
         structure=structure,
         frame=frame,

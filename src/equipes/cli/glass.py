@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
 from equipes.cli.output import JsonPath, Overwrite, check_json_path
 from equipes.cli.running import (
     Device,
@@ -55,6 +55,7 @@ def melt_quench(
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -81,7 +82,7 @@ def melt_quench(
         seed=seed,
     )
     options.check()
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     where = out or Path(f"{structure.stem}_melt-quench")
     before = {"melt": 0, "quench": melt_steps, "anneal": melt_steps + quench_steps}
     with progress_bar() as line, stopping():
@@ -104,7 +105,7 @@ def melt_quench(
             where,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact),
+            potential=fingerprint(model, modal, dtype, exact=exact, d3=d3),
             on_step=follow,
         )
     if result.interrupted:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
 from equipes.cli.lattice import Born, Supercell
 from equipes.cli.running import Device, Exact, FrameNumber, Precision, StructurePath
 from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, Workflow, workflow
@@ -172,6 +172,7 @@ def conductivity(
     ] = None,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -220,6 +221,7 @@ def conductivity(
             options,
             model=model,
             modal=modal,
+            d3=d3,
             exact=exact,
             structure=structure,
             frame=frame,

@@ -1,4 +1,4 @@
-"""What commands share: the argument MODEL, and the options `--modal`, `--units` and `--keys`."""
+"""What commands share: the argument MODEL, and the options `--modal`, `--d3`, `--units` and `--keys`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ ModalOption = Annotated[
         "--modal",
         metavar="NAME",
         help="Of a model for several kinds of reference calculation, the one wanted.",
+    ),
+]
+Dispersion = Annotated[
+    str | None,
+    typer.Option(
+        "--d3",
+        metavar="FUNCTIONAL",
+        help="Add D3(BJ) dispersion with the parameters of a functional, such as PBE (extra dispersion).",
     ),
 ]
 UnitsOption = Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
 from equipes.cli.running import Device, Dtype, Exact, FrameNumber, Precision, StructurePath
 from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, workflow
 
@@ -57,6 +57,7 @@ def eos(
     ] = True,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -73,6 +74,7 @@ def eos(
         options,
         model=model,
         modal=modal,
+        d3=d3,
         exact=exact,
         structure=structure,
         frame=frame,
@@ -108,6 +110,7 @@ def elastic(
     fmax: Annotated[float, typer.Option(help="Forces that the atoms are relaxed to, eV/Å.")] = 0.001,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -125,6 +128,7 @@ def elastic(
         options,
         model=model,
         modal=modal,
+        d3=d3,
         exact=exact,
         structure=structure,
         frame=frame,
@@ -162,6 +166,7 @@ def phonons(
     ] = True,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -188,6 +193,7 @@ def phonons(
         options,
         model=model,
         modal=modal,
+        d3=d3,
         exact=exact,
         structure=structure,
         frame=frame,

@@ -38,7 +38,7 @@ def convert(
         Path,
         typer.Argument(
             metavar="IN",
-            help="A checkpoint of SevenNet (*.pth) or MACE (*.model), or weights of NequIP (npz with `config`, `w/…`).",
+            help="A checkpoint of SevenNet (*.pth) or MACE (*.model), or of NequIP a package (*.nequip.zip) or npz.",
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The model to write: *.safetensors.")],

@@ -75,6 +75,12 @@ def rmd17(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch the data set (1 GB) into --data if it is not there.")
     ] = False,
+    pretrain: Annotated[
+        bool,
+        typer.Option(
+            "--pretrain", help="Train each again, pre-trained on xTB labels around its first training frame."
+        ),
+    ] = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -84,6 +90,7 @@ def rmd17(
     """
     from equipes.benchmark.cases import LEARNING_CURVE, rmd17_case
     from equipes.benchmark.download import download_rmd17
+    from equipes.benchmark.runs import PRETRAINED, SCRATCH
 
     folder = data or Path("rmd17")
     if download:
@@ -98,6 +105,7 @@ def rmd17(
         json,
         overwrite=overwrite,
         learning_curve=learning_curve,
+        starts=(SCRATCH, PRETRAINED) if pretrain else (SCRATCH,),
     )
 
 
@@ -168,6 +176,7 @@ def _run(
     *,
     overwrite: bool,
     learning_curve: bool = False,
+    starts: Sequence[str] = ("from scratch",),
 ) -> None:
     """Train everything, writing the table anew after each training."""
     from rich.console import Console
@@ -183,11 +192,12 @@ def _run(
         out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     rows: list[Row] = []
-    for number, (case, name) in enumerate([(case, name) for case in cases for name in names], start=1):
-        title = f"{case.system}, {case.n_train} frames, {name} ({number} of {len(cases) * len(names)})"
+    trainings = [(case, name, start) for case in cases for name in names for start in starts]
+    for number, (case, name, start) in enumerate(trainings, start=1):
+        title = f"{case.system}, {case.n_train} frames, {name}, {start} ({number} of {len(trainings)})"
         console.print(f"\n{title}", style="bold", highlight=False)
         try:
-            rows += run(case, name, settings, out)
+            rows += run(case, name, settings, out, start=start)
         except Interrupted as interruption:
             console.print("Stopped; repeat the command to go on.", highlight=False)
             raise typer.Exit(128 + interruption.signal) from None

@@ -44,11 +44,27 @@ Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the ne
 
 
 def start(
-    model: Path, modal: str | None, structure: Path, frame: int, device: str, dtype: Precision, *, exact: bool
+    model: Path,
+    modal: str | None,
+    structure: Path,
+    frame: int,
+    device: str,
+    dtype: Precision,
+    *,
+    exact: bool,
+    d3: str | None = None,
 ) -> tuple[ase.Atoms, Any]:
-    """The structure, and the model or the committee of models as a calculator."""
-    from equipes.calculators import Calculator, Committee
+    """The structure, and the model or the committee of models, with dispersion or without, as a calculator."""
+    from equipes.calculators import Calculator, Committee, WithDispersion
+    from equipes.calculators.dispersion import warning_about
+    from equipes.foundation.registry import published
     from equipes.simulate.structures import read_structure
+
+    if d3 is not None:
+        for path in members(model):
+            sentence = warning_about(d3, published(str(path)))
+            if sentence is not None:
+                typer.echo(f"Warning: {sentence}", err=True)
 
     atoms = read_structure(structure, frame)
     models = members(model)
@@ -62,8 +78,9 @@ def start(
         calculator = Calculator(
             model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
         )
+    whole = calculator if d3 is None else WithDispersion(calculator, d3)
     _freeze(calculator, atoms)
-    return atoms, calculator
+    return atoms, whole
 
 
 def _freeze(calculator: Any, atoms: ase.Atoms) -> None:
@@ -122,14 +139,17 @@ def write_structures(path: Path | None, structures: ase.Atoms | list[ase.Atoms],
         write(temporary, structures)
 
 
-def fingerprint(model: Path, modal: str | None, dtype: Precision, *, exact: bool) -> str:
+def fingerprint(
+    model: Path, modal: str | None, dtype: Precision, *, exact: bool, d3: str | None = None
+) -> str:
     """Tells one model from another in a checkpoint, wherever its file lies."""
     from equipes.foundation import locate
 
     hashes = [hashlib.sha256(locate(path).read_bytes()).hexdigest()[:16] for path in members(model)]
     name = f"sha256:{' + '.join(hashes)} in {dtype.value}"
     name = f"{name}, exact" if exact else name
-    return name if modal is None else f"{name} for {modal}"
+    name = name if modal is None else f"{name} for {modal}"
+    return name if d3 is None else f"{name} with D3(BJ) of {d3}"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
 from equipes.cli.running import (
     Device,
@@ -107,6 +107,7 @@ def relax(
         Path | None, typer.Option(help="Write a page with the path in 3D (*.html), and its plot (*.png).")
     ] = None,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -124,7 +125,7 @@ def relax(
     check_targets((out, trajectory), overwrite=overwrite)
     if report is not None:
         check_targets((report, report.with_suffix(".png")), overwrite=overwrite, structures=False)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
     if not quiet:
@@ -234,6 +235,7 @@ def md(
     ] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     frame: FrameNumber = 0,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
@@ -248,7 +250,7 @@ def md(
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
@@ -292,7 +294,7 @@ def md(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact),
+            potential=fingerprint(model, modal, dtype, exact=exact, d3=d3),
             on_step=follow,
         )
     lines = list(md_lines(result.summary))

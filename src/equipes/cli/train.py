@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, pri
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from equipes.training import TrainingResult
 
 Out = Annotated[
@@ -59,6 +61,16 @@ def train(
         ),
     ] = None,
     out: Out = None,
+    pretrain: Annotated[
+        bool,
+        typer.Option(
+            "--pretrain", help="First learn from cheap labels: geometries around a training frame, by xTB."
+        ),
+    ] = False,
+    pretrain_structure: Annotated[
+        list[Path] | None,
+        typer.Option("--pretrain-structure", metavar="FILE", help="The same, around this structure."),
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     json: JsonPath = None,
@@ -80,6 +92,9 @@ def train(
             overrides.insert(0, f"fine_tuning.{key}={jsonlib.dumps(value)}")
     if data:
         overrides.insert(0, f"data.train={jsonlib.dumps([str(file) for file in data])}")
+    if pretrain or pretrain_structure:
+        files = jsonlib.dumps([str(file) for file in pretrain_structure]) if pretrain_structure else "null"
+        overrides.insert(0, f"pretraining.structure={files}")
     if path is None and not data and not any(override.startswith("data") for override in overrides):
         if not resume:
             raise InputError("nothing to train on: give a config file or --data FILE")
@@ -159,6 +174,16 @@ def _train(
         write_json(summary, json, overwrite=overwrite)
 
 
+def _pretraining(record: Mapping[str, Any]) -> str:
+    errors = record["validation"]
+    return (
+        f"{record['frames']} {record['method']} geometries of {', '.join(record['structures'])}; "
+        f"{record['steps']} steps, {record['minutes']:.1f} minutes; validation MAE of their forces "
+        f"{errors['val_forces_mae_mev_per_ang']:.3g} meV/Å"
+        + (f"; left out {record['discarded']}" if record["discarded"] else "")
+    )
+
+
 def _print(result: TrainingResult, *, quiet: bool) -> None:
     """The final errors as a table: mean absolute and root mean square, validation and test."""
     if quiet:
@@ -182,8 +207,10 @@ def _print(result: TrainingResult, *, quiet: bool) -> None:
     console = Console()
     console.print(f"\nErrors of {result.model}", soft_wrap=True, highlight=False)
     console.print(table)
+    before = result.pretraining
     print_table(
         [
+            *([("pre-training", _pretraining(before))] if before is not None else ()),
             *_of_fine_tuning(result),
             ("ended", f"{result.reason}; {result.steps} steps, {result.minutes:.1f} minutes"),
             ("best", f"step {result.validation.get('step')}, lowest validation loss, averaged weights"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath
+from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
 from equipes.cli.output import JsonPath, Overwrite, check_json_path
 from equipes.cli.running import (
     Device,
@@ -67,6 +67,7 @@ def diffusion(
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -93,7 +94,7 @@ def diffusion(
         seed=seed,
     )
     options.check()
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     where = out or Path(f"{structure.stem}_diffusion")
     with progress_bar() as line, stopping():
         follow = follow_runs(line, steps, len(options.temperatures))
@@ -104,7 +105,7 @@ def diffusion(
             where,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact),
+            potential=fingerprint(model, modal, dtype, exact=exact, d3=d3),
             on_step=follow,
         )
     if result.interrupted:
@@ -198,6 +199,7 @@ def neb(
     ] = False,
     resume: Resume = False,
     modal: ModalOption = None,
+    d3: Dispersion = None,
     exact: Exact = False,
     frame: FrameNumber = 0,
     device: Device = "cpu",
@@ -220,6 +222,7 @@ def neb(
         options,
         model=model,
         modal=modal,
+        d3=d3,
         exact=exact,
         structure=initial,
         frame=frame,

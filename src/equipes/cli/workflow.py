@@ -149,6 +149,7 @@ def workflow(
     json: Path | None,
     resume: bool,
     overwrite: bool,
+    d3: str | None = None,
     key: Mapping[str, Any] | None = None,
     changeable: Sequence[str] = (),
 ) -> Iterator[Workflow]:
@@ -161,10 +162,11 @@ def workflow(
 
     check_json_path(json, overwrite=overwrite)
     options.check()
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     facts = {
         "model": str(model),
         "modal": modal,
+        **({} if d3 is None else {"dispersion": f"D3(BJ) {d3}"}),
         "structure": str(structure),
         "frame": frame,
         "dtype": dtype.value,
@@ -173,7 +175,7 @@ def workflow(
     same = {option: value for option, value in asdict(options).items() if option not in changeable}
     made_with = {
         "command": name,
-        "potential": fingerprint(model, modal, dtype, exact=exact),
+        "potential": fingerprint(model, modal, dtype, exact=exact, d3=d3),
         "structure": structure_key(atoms),
         **(key or {}),
         "options": same,

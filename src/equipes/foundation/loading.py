@@ -10,7 +10,7 @@ import torch
 
 from equipes import models
 from equipes.errors import InputError
-from equipes.foundation import fetch, mace, sevennet
+from equipes.foundation import fetch, mace, nequip_package, sevennet
 from equipes.foundation.nequip import read_nequip_npz
 from equipes.foundation.pickles import is_pickled
 from equipes.foundation.registry import published
@@ -70,8 +70,8 @@ def locate(model: str | os.PathLike[str], *, report: Callable[[str], None] = fet
 def read_checkpoint(path: str | os.PathLike[str], *, head: str | None = None) -> Potential:
     """A potential from a file of another package, whose kind is recognised by what is in it. Nothing of it is run.
 
-    Checkpoints of SevenNet (`*.pth`) and MACE (`*.model`) are known, and weights of NequIP (`*.npz` with its
-    configuration).
+    Checkpoints of SevenNet (`*.pth`) and MACE (`*.model`) are known, and of NequIP packages (`*.nequip.zip`) and
+    weights (`*.npz` with its configuration).
 
     Args:
         path: the file.
@@ -89,10 +89,13 @@ def read_checkpoint(path: str | os.PathLike[str], *, head: str | None = None) ->
         raise InputError(f"{path}: no checkpoint of MACE, so a head ({head}) means nothing; leave it out")
     if path.suffix == ".npz":
         return read_nequip_npz(path)
+    nequip_package.refuse_compiled(path)
+    if nequip_package.recognises(path):
+        return nequip_package.read_package(path)
     for mention, reader in _PICKLED.items():
         if is_pickled(path, mention):
             return reader(path) if head is None else mace.read_checkpoint(path, head=head)
     raise InputError(
-        f"{path}: no checkpoint of SevenNet (*.pth) or MACE (*.model), nor weights of NequIP (*.npz); it is damaged or "
-        "of another kind"
+        f"{path}: no checkpoint of SevenNet (*.pth) or MACE (*.model), nor package (*.nequip.zip) or weights (*.npz) "
+        "of NequIP; it is damaged or of another kind"
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from equipes.errors import InputError
+from equipes.harmonics import MAX_L
 from equipes.irreps import Irrep
 from equipes.kernels import MessagePassingForm
 from equipes.models import Potential, build
@@ -40,6 +41,19 @@ _SAME = (
     "per_type_energy_shifts_trainable",
     "per_edge_type_cutoff",
 )  # fmt: skip
+# What the reference's builder takes where a key is not given; ours would take other values.
+_DEFAULTS: dict[str, Any] = {
+    "num_layers": 4,
+    "l_max": 1,
+    "parity": True,
+    "num_features": 32,
+    "num_bessels": 8,
+    "bessel_trainable": False,
+    "polynomial_cutoff_p": 6,
+    "radial_mlp_depth": 1,
+    "radial_mlp_width": 128,
+    "readout_mlp_hidden_layers_depth": 0,
+}
 # Keys that say nothing about the function, or are read from the weights.
 _READ_ELSEWHERE = (
     "seed",
@@ -65,7 +79,7 @@ def from_nequip(config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> Pot
         InputError: a key of the configuration that equipes does not have, or weights that are missing, left over or
             of another shape.
     """
-    config = dict(config)
+    config = _DEFAULTS | dict(config)
     unknown = sorted(set(config) - set(_SAME) - set(_READ_ELSEWHERE))
     if unknown:
         raise InputError(
@@ -78,6 +92,7 @@ def from_nequip(config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> Pot
     species = list(config.get("chemical_species") or config["type_names"])
     weights = _Weights(state_dict)
     dtype = config.get("model_dtype", "float32")
+    _refuse_other_sizes(config, weights)
     hyperparameters = {key: config[key] for key in _SAME if config.get(key) is not None}
     hyperparameters |= _pair_potential(config.get("pair_potential"))
     for name, default in (("scales", 1.0), ("shifts", 0.0)):
@@ -101,6 +116,52 @@ def from_nequip(config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> Pot
         weights.drop(name)
     weights.refuse_rest()
     return potential.eval()
+
+
+def _refuse_other_sizes(config: Mapping[str, Any], weights: _Weights) -> None:
+    """Compare the sizes that the config asks for with the weights, before anything of these sizes is made."""
+    l_max, given = config["l_max"], config["num_features"]
+    if type(l_max) is not int or not 0 <= l_max <= MAX_L:
+        raise InputError(
+            f"the NequIP config asks for l_max = {l_max}; equipes has whole numbers up to {MAX_L}"
+        )
+    channels = list(given) if isinstance(given, list | tuple) else [given] * (l_max + 1)
+    embedding = weights.shape("type_embed.embed_module.weight")
+    radial = weights.shape("layer0_convnet.conv.edge_mlp.mlp.0.weight")
+    width = config["radial_mlp_width"] if config["radial_mlp_depth"] else None
+    found = {
+        "num_layers": (config["num_layers"], weights.count("layer", "_convnet.conv.linear_1.weight")),
+        "radial_mlp_depth": (
+            config["radial_mlp_depth"],
+            weights.count("layer0_convnet.conv.edge_mlp.mlp.", ".weight") - 1,
+        ),
+        "readout_mlp_hidden_layers_depth": (
+            config["readout_mlp_hidden_layers_depth"],
+            weights.count("per_atom_energy_readout.mlp_module.mlp.", ".weight") - 1,
+        ),
+        "num_bessels": (config["num_bessels"], radial[0]),
+        "radial_mlp_width": (width, radial[-1] if width is not None else None),
+        "type_embed_num_features": (config.get("type_embed_num_features") or channels[0], embedding[-1]),
+    }
+    for key, (wanted, there) in found.items():
+        if wanted != there:
+            raise InputError(f"the NequIP config asks for {key} = {wanted}, and the weights have {there}")
+    # With one layer nothing but scalars is made.
+    if config["num_layers"] > 1:
+        name = "layer1_convnet.conv.linear_1.weight"
+        sizes = [mul if type(mul) is int and mul > 0 else 0 for mul in channels]
+        if sum(mul**2 for mul in sizes) != weights.shape(name)[0] or 0 in sizes:
+            raise InputError(
+                f"the NequIP config asks for num_features = {given} at l_max = {l_max}, and its weights '{name}' are "
+                f"{weights.shape(name)[0]} numbers"
+            )
+    width = config.get("readout_mlp_hidden_layers_width")
+    if width is not None and config["readout_mlp_hidden_layers_depth"]:
+        there = weights.shape("per_atom_energy_readout.mlp_module.mlp.0.weight")[-1]
+        if width != there:
+            raise InputError(
+                f"the NequIP config asks for readout_mlp_hidden_layers_width = {width}, and the weights have {there}"
+            )
 
 
 def _pair_potential(config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -148,6 +209,19 @@ class _Weights:
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of weights that are there, of one dimension at least."""
+        if name not in self._left or self._left[name].dim() == 0:
+            raise InputError(f"the NequIP weights have no '{_PREFIX}{name}', which the config asks for")
+        return tuple(self._left[name].shape)
+
+    def count(self, start: str, end: str) -> int:
+        """How many weights have a name of this start, a number, and this end."""
+        middles = (
+            n[len(start) : len(n) - len(end)] for n in self._left if n.startswith(start) and n.endswith(end)
+        )
+        return sum(middle.isdecimal() for middle in middles)
 
     def take(self, name: str) -> Tensor:
         if name not in self._left:

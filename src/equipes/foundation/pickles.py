@@ -27,6 +27,7 @@ from torch import Tensor
 from equipes.errors import InputError
 
 MAX_PROGRAM_BYTES = 64 * 2**20
+MAX_TEXT_BYTES = 2**20
 MAX_MEMBERS = 100_000
 MAX_DIMENSIONS = 16
 _MAX_NUMBERS = 2**40
@@ -102,23 +103,53 @@ def read_pickled(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     with _Archive(path) as archive:
-        try:
-            return _Machine(archive.tensor_storage).run(archive.program)
-        except _MalformedError as error:
-            raise InputError(
-                f"{path}: {error}; the file is damaged or not what it claims, fetch it again"
-            ) from error
-        except _DAMAGED as error:
-            raise InputError(
-                f"{path}: cannot be read ({error}); the file is damaged, fetch it again"
-            ) from error
+        return _run(archive, path)
+
+
+def read_packaged(
+    path: str | os.PathLike[str], program: str, texts: Iterable[str]
+) -> tuple[Any, dict[str, str]]:
+    """An object in a file written by `torch.package`, as `read_pickled` gives it, and some of its texts.
+
+    Args:
+        path: the file.
+        program: of the object, such as `model/eager_model.pkl`.
+        texts: names of members to read beside it, none larger than `MAX_TEXT_BYTES`.
+
+    Raises:
+        InputError: the file is missing, damaged, or has no such members.
+    """
+    path = Path(path)
+    with _Archive(path, program, ".data/{}.storage") as archive:
+        return _run(archive, path), {name: archive.text(name) for name in texts}
+
+
+def packages(path: str | os.PathLike[str], program: str) -> bool:
+    """Whether a file is a zip of torch with this program in it; any other file is not."""
+    try:
+        with _Archive(Path(path), program):
+            return True
+    except InputError:
+        return False
+
+
+def _run(archive: _Archive, path: Path) -> Any:
+    try:
+        return _Machine(archive.tensor_storage).run(archive.program)
+    except _MalformedError as error:
+        raise InputError(
+            f"{path}: {error}; the file is damaged or not what it claims, fetch it again"
+        ) from error
+    except _DAMAGED as error:
+        raise InputError(f"{path}: cannot be read ({error}); the file is damaged, fetch it again") from error
 
 
 class _Archive:
-    """The zip around the program and the tensors' numbers."""
+    """The zip around the program and the tensors' numbers; inside a folder of any name."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, program: str = "data.pkl", storages: str = "data/{}") -> None:
         self.path = path
+        self._program, self._place = program, storages
         if not path.is_file():
             raise InputError(f"{path}: no such file; give the path of a model file")
         try:
@@ -129,7 +160,7 @@ class _Archive:
             ) from error
         try:
             self._root = self._check()
-            self.program = self._zip.read(f"{self._root}/data.pkl")
+            self.program = self._zip.read(f"{self._root}/{program}")
         except InputError:
             self._zip.close()
             raise
@@ -149,8 +180,7 @@ class _Archive:
     def _check(self) -> str:
         """The name of the archive's folder, once the sizes are known to be honest."""
         members = self._zip.infolist()
-        programs = [member for member in members if member.filename.count("/") == 1]
-        programs = [member for member in programs if member.filename.endswith("/data.pkl")]
+        programs = [member for member in members if member.filename.partition("/")[2] == self._program]
         if len(programs) != 1 or len(members) > MAX_MEMBERS:
             raise InputError(f"{self.path}: not a file written by torch.save; give the path of a model file")
         # torch stores without compression. A compressed member could unpack to any size.
@@ -161,17 +191,32 @@ class _Archive:
                 f"{self.path}: claims more data than the file has; it is damaged, fetch it again"
             )
         if programs[0].file_size > MAX_PROGRAM_BYTES:
-            raise InputError(f"{self.path}: its data.pkl is larger than {MAX_PROGRAM_BYTES} bytes; not read")
-        root = programs[0].filename.removesuffix("/data.pkl")
+            raise InputError(
+                f"{self.path}: its {self._program} is larger than {MAX_PROGRAM_BYTES} bytes; not read"
+            )
+        root = programs[0].filename.partition("/")[0]
         names = {member.filename for member in members}
         if f"{root}/byteorder" in names and self._zip.read(f"{root}/byteorder") != sys.byteorder.encode():
             raise InputError(f"{self.path}: written on a machine with another byte order; convert it there")
         return root
 
+    def text(self, name: str) -> str:
+        """A member that is a text."""
+        try:
+            if self._zip.getinfo(f"{self._root}/{name}").file_size > MAX_TEXT_BYTES:
+                raise InputError(f"{self.path}: its {name} is larger than {MAX_TEXT_BYTES} bytes; not read")
+            return self._zip.read(f"{self._root}/{name}").decode()
+        except InputError:
+            raise
+        except _DAMAGED as error:
+            raise InputError(
+                f"{self.path}: its {name} cannot be read ({error}); the file is damaged, fetch it again"
+            ) from error
+
     def tensor_storage(self, key: str, dtype: torch.dtype) -> Tensor:
         """All numbers of one storage, `[n]`."""
         if key not in self._storages:
-            content = bytearray(self._zip.read(f"{self._root}/data/{key}"))
+            content = bytearray(self._zip.read(f"{self._root}/{self._place.format(key)}"))
             if len(content) % dtype.itemsize:
                 raise _MalformedError(f"the storage {key!r} has no whole number of {dtype} values")
             self._storages[key] = (
@@ -342,9 +387,9 @@ class _Machine:
         if not (isinstance(identity, tuple) and len(identity) == 5 and identity[0] == "storage"):
             raise _MalformedError("its program refers to something outside that is no storage of a tensor")
         _, kind, key, _, _ = identity
-        if not isinstance(kind, Name) or kind.name not in _STORAGES or not isinstance(key, str):
+        if not isinstance(kind, Name) or kind.name not in _STORAGES or not isinstance(key, str | int):
             raise _MalformedError(f"a tensor of unknown kind {getattr(kind, 'name', kind)!r}")
-        self.stack.append(self.tensor_storage(key, _STORAGES[kind.name]))
+        self.stack.append(self.tensor_storage(str(key), _STORAGES[kind.name]))
 
     def _make(self, function: Name, arguments: tuple[Any, ...]) -> Any:
         known = _MADE.get((function.module, function.name))

@@ -15,7 +15,7 @@ class PolynomialTable:
 
     Attributes:
         inputs, outputs: components of A and of m.
-        degrees: for degree 1, 2, ..: factors `[terms, degree]` and, `[terms + 1]`, where the coefficients of a term begin.
+        degrees: for degree 1, 2, ..: factors `[terms, degree]` and where the coefficients of each begin, `[terms + 1]`.
         output: `[coefficients]`, the component of m that each adds to.
         couplings: `[coefficients, rows of weights]`, K.
     """
@@ -53,7 +53,7 @@ def polynomial_table(
     Args:
         inputs: components of A.
         outputs: components of each irrep of m.
-        couplings: for each irrep of m and each degree, monomials `[T, degree]` and coefficients `[paths, components, T]`;
+        couplings: for each irrep of m and each degree monomials `[T, degree]`, coefficients `[paths, components, T]`;
             rows of weights are the paths in this order.
     """
     n_rows = sum(coefficients.shape[0] for each in couplings for _, coefficients in each)
@@ -64,7 +64,8 @@ def polynomial_table(
         for degree, (_, coefficients) in enumerate(each):
             first_row[i, degree] = row
             row += coefficients.shape[0]
-    degrees, output, matrix = [], [], []
+    degrees, matrix = [], []
+    output: list[int] = []
     for degree in range(len(couplings[0])):
         terms: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
         for i, each in enumerate(couplings):
@@ -74,7 +75,9 @@ def polynomial_table(
                     if not coefficients[:, m, t].any():
                         continue
                     line = np.zeros(n_rows)
-                    line[first_row[i, degree] : first_row[i, degree] + coefficients.shape[0]] = coefficients[:, m, t]
+                    line[first_row[i, degree] : first_row[i, degree] + coefficients.shape[0]] = coefficients[
+                        :, m, t
+                    ]
                     terms.setdefault(tuple(monomial), []).append((int(starts[i]) + m, line))
         begin = [len(output)]
         for monomial in sorted(terms):

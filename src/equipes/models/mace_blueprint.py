@@ -1,7 +1,7 @@
 """A MACE model as the frozen engine runs it: matrices folded, radial functions as splines, couplings as polynomials.
 
-    x -> linear_1 -> h;  Σ_j w(r_ij) Y(r_ij) ⊗ h_j -> linear_2 -> z;  z / density -> mixing -> A;
-    A -> symmetric contraction -> linear_3, + self-connection of x -> x of the next, which is read out
+x -> linear_1 -> h;  Σ_j w(r_ij) Y(r_ij) ⊗ h_j -> linear_2 -> z;  z / density -> mixing -> A;
+A -> symmetric contraction -> linear_3, + self-connection of x -> x of the next, which is read out
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from equipes.irreps import Irrep
 from equipes.kernels import native
 from equipes.models.mace import MACE, InteractionBlock, ProductBlock, Readout
 from equipes.models.splines import choose_knots, polynomials
-from equipes.nn import SILU_SCALE, Linear, SpeciesLinear, polynomial_cutoff
+from equipes.nn import SILU_SCALE, CovalentZBL, Linear, SpeciesLinear, polynomial_cutoff
 
 EVEN = Irrep(0, 1)
 # Splines of a model with a distance transform are tables of pairs of species: more than this is too much, bytes.
@@ -32,12 +32,15 @@ def can_describe(model: MACE) -> bool:
     """Whether the native code was built for the model's degrees."""
     extension = native.module()
     return extension is not None and all(
-        max(table.inputs, table.outputs) <= extension.max_components and len(table.degrees) <= extension.max_degree
+        max(table.inputs, table.outputs) <= extension.max_components
+        and len(table.degrees) <= extension.max_degree
         for table in (product.symmetric_contraction.table for product in _products(model))
     )
 
 
-def describe(model: MACE, types: Sequence[int], tolerance: float) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def describe(
+    model: MACE, types: Sequence[int], tolerance: float
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The structure and the arrays of a frozen potential; see `equipes.models.frozen.describe`.
 
     Args:
@@ -78,12 +81,7 @@ def describe(model: MACE, types: Sequence[int], tolerance: float) -> tuple[dict[
         power = 0
         if model.repulsion is not None:
             power = model.repulsion.p
-            pairs_of_all = model.repulsion.pairs()
-            own = [table[species][:, species] for table in (
-                pairs_of_all.charge_product, pairs_of_all.inverse_length, pairs_of_all.cutoffs)]
-            arrays["repulsion_charges"] = model.scale[head] * own[0]
-            arrays["repulsion_inverse_lengths"], arrays["repulsion_cutoffs"] = own[1:]
-            arrays["repulsion_screening"] = pairs_of_all.screening
+            arrays |= _repulsion(model.repulsion, species, model.scale[head])
         described = []
         for k, (interaction, product, readout) in enumerate(layers):
             splines = torch.stack([polynomials(functions[k, i, j], knots[:-1], knots[1:]) for i, j in pairs])
@@ -206,6 +204,16 @@ def _density(weights: Tensor, basis: Radial) -> Radial:
     return lambda t: torch.tanh((basis(t) @ (weights / math.sqrt(len(weights)))) ** 2).unsqueeze(1)
 
 
+def _repulsion(repulsion: CovalentZBL, species: list[int], scale: Tensor) -> dict[str, Tensor]:
+    pairs = repulsion.pairs()
+    return {
+        "repulsion_charges": scale * pairs.charge_product[species][:, species],
+        "repulsion_inverse_lengths": pairs.inverse_length[species][:, species],
+        "repulsion_cutoffs": pairs.cutoffs[species][:, species],
+        "repulsion_screening": pairs.screening,
+    }
+
+
 def _last_readout(readout: Readout, head: int) -> list[Tensor]:
     """Matrices with SiLU between."""
     matrices = [weight[head] / math.sqrt(weight.shape[1]) for weight in readout.weights]
@@ -216,7 +224,9 @@ def _last_readout(readout: Readout, head: int) -> list[Tensor]:
 
 
 def _matrices(linear: Linear) -> dict[Irrep, Tensor]:
-    return {irrep: linear.matrix(str(irrep)) for irrep in linear.irreps_out.irreps if str(irrep) in linear.weights}
+    return {
+        irrep: linear.matrix(str(irrep)) for irrep in linear.irreps_out.irreps if str(irrep) in linear.weights
+    }
 
 
 def _species_matrices(linear: SpeciesLinear) -> dict[Irrep, Tensor]:

@@ -177,7 +177,10 @@ class SymmetricContraction(nn.Module):
         self.table: PolynomialTable = polynomial_table(
             sum(irrep.dim for irrep in irreps_in.irreps),
             [irrep.dim for irrep in irreps_out.irreps],
-            [[(each.monomials, each.coefficients) for each in self.couplings[irrep]] for irrep in irreps_out.irreps],
+            [
+                [(each.monomials, each.coefficients) for each in self.couplings[irrep]]
+                for irrep in irreps_out.irreps
+            ],
         )
         for degree in range(1, correlation + 1):
             self._register(degree)

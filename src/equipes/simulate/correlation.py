@@ -6,8 +6,8 @@ For a flux J sampled at equilibrium, both estimate ∫_0^∞ <J(0) J(t)> dt:
   parts of the data, and is never taken below that of a Gaussian process, 2 sqrt(t/T) of the integral for T of data and
   an integral to t (R. E. Jones, K. K. Mandadapu, J. Chem. Phys. 136, 154102, 2012);
 * by cepstral analysis (L. Ercole, A. Marcolongo, S. Baroni, Sci. Rep. 7, 15835, 2017): half the power spectrum at
-  frequency zero, where the logarithm of the spectrum is smoothed by as many Fourier coefficients as Akaike's criterion
-  wants. It has no time to choose, and its error is known in advance.
+  frequency zero, where the logarithm of the spectrum is smoothed by half as many Fourier coefficients again as Akaike's
+  criterion wants. Its error is known in advance.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from scipy.special import digamma, polygamma
 PAIRS = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 # Sums over fewer parts than this have no spread worth the name.
 _FEWEST_PARTS = 4
+# Akaike's number of coefficients cuts the tip off a sharp peak, which is what a spectrum of long-lived phonons has.
+_MORE = 1.5
 _STEPS_IN_OCTAVE = 8
 _SHORTEST = 10
 
@@ -50,6 +52,11 @@ class Integral:
     running_error: np.ndarray
     cutoff: int
     settled: bool
+
+    @property
+    def certain(self) -> int:
+        """Index of the time whose errors count: where the integral was still compared, and found not to have grown."""
+        return min(4 * self.cutoff // 3, len(self.times) - 1)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ def integrate(fluxes: Sequence[np.ndarray], interval: float, longest: float) -> 
     # The integral with a triangular window, which unlike the plain one is not small or negative by chance.
     windowed = np.abs(_cumulative(running, interval)[1:, :3] / times[1:, None])
     size = np.maximum(np.abs(running[:, :3]), np.concatenate([windowed[:1], windowed]))
+    size = np.maximum.accumulate(size)  # an integral that falls again is not known any better
     relative = 2 * np.sqrt(times / total)
     mean_error = relative * np.sqrt((size**2).sum(axis=1)) / 3
     # Two directions that know nothing of each other: half the variance that one direction has.
@@ -142,7 +150,7 @@ def cepstrum(fluxes: Sequence[np.ndarray], interval: float, highest: float) -> C
     squares = coefficients**2
     remaining = squares.sum() - np.cumsum(squares) + squares  # from the n-th on
     criterion = length / variance * remaining + 2 * np.arange(len(squares))
-    kept = int(criterion[1:].argmin()) + 1
+    kept = min(int(np.ceil(_MORE * (int(criterion[1:].argmin()) + 1))), len(squares) - 1)
     window = np.zeros(length)
     window[:kept] = coefficients[:kept]
     window[length - kept + 1 :] = coefficients[1:kept][::-1]
@@ -160,7 +168,7 @@ def _plateau(mean: np.ndarray, error: np.ndarray) -> tuple[int, bool]:
     flat = [abs(mean[2 * k] - mean[k]) < error[2 * k] for k in grid]
     for place, k in enumerate(grid[:-2]):
         if all(flat[place : place + 3]):
-            return int(min(1.5 * k, last)), True
+            return 3 * int(k) // 2, True
     return last // 2, False
 
 

@@ -190,7 +190,7 @@ class _Run:
             thermal_momenta(self.atoms, settings.temperature, "nvt", self.rng)
         else:
             state = self._restore(known)
-        self.dynamics = self._integrator()
+        self.dynamics: Any = self._integrator()
         if state:
             restore_integrator(self.dynamics, self.kind, state)
         self.batch = max(1, _ATOMS_IN_BATCH // len(atoms))
@@ -249,7 +249,7 @@ class _Run:
         self.store.put(
             self.name,
             step=self.step,
-            positions=self.atoms.positions,
+            positions=self.atoms.positions.copy(),  # the atoms go on before it is on the disk
             momenta=self.atoms.get_momenta(),
             start=self.start,
             rows=np.array(self.rows).reshape(-1, 5),

@@ -16,7 +16,7 @@ from equipes.simulate.correlation import Cepstrum, Integral, cepstrum, integrate
 from equipes.simulate.crystals import checked_supercell
 from equipes.simulate.evaluations import checked_start
 from equipes.simulate.flux_runs import FluxRun, FluxSettings, flux_run
-from equipes.simulate.heat_flux import CITATIONS, WATTS, potential_of
+from equipes.simulate.heat_flux import CITATIONS, WATTS, checked_solid, potential_of
 from equipes.simulate.results import Check, Progress, Provenance, plain, silent
 from equipes.simulate.statistics import drift
 from equipes.simulate.store import Store
@@ -31,7 +31,7 @@ _DRIFT = 0.5  # meV/atom/ps
 _TEMPERATURE = 0.05
 _MOVED = 2.0  # Å; an atom that went so far has left its place
 # The spectrum up to this many times the inverse of the cutoff takes part in the cepstral analysis.
-_BAND = 1.5
+_BAND = 3.0
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ def green_kubo(
     potential_of(calculator)
     checked_start(atoms, calculator, "a thermal conductivity")
     store = Store() if store is None else store
-    structure = atoms.repeat(options.supercell)
-    structure.set_constraint()
+    structure = checked_solid(atoms, options.supercell)
     settings = FluxSettings(
         options.temperature, options.equilibration, options.steps, options.timestep, options.interval
     )
@@ -212,9 +211,9 @@ def analyze_flux(atoms: ase.Atoms, runs: Sequence[FluxRun], options: GreenKuboOp
         atoms=atoms,
         temperature_k=float(np.mean(temperatures)),
         conductivity=float(found.mean[at]),
-        error=float(found.mean_error[at]),
+        error=float(found.mean_error[found.certain]),
         tensor=found.running[at],
-        tensor_error=found.running_error[at],
+        tensor_error=found.running_error[found.certain],
         cepstral=smooth.value,
         cepstral_error=smooth.error,
         cutoff_ps=float(found.times[at] / 1000),
@@ -240,7 +239,7 @@ def _at(found: Integral, index: int) -> tuple[float, float]:
 def _checks(
     found: Integral, smooth: Cepstrum, halves: list[tuple[float, float]], worst_drift: float
 ) -> tuple[Check, ...]:
-    value, error = _at(found, found.cutoff)
+    value, error = float(found.mean[found.cutoff]), float(found.mean_error[found.certain])
     later, later_error = _at(found, 2 * found.cutoff)
     (first, first_error), (second, second_error) = halves
     unit = "W/(m K)"

@@ -95,12 +95,18 @@ def potential_of(calculator: BaseCalculator) -> Potential:
     """The potential behind a calculator; raises `InputError` where there is none."""
     if not isinstance(calculator, Calculator):
         raise InputError(
-            "the heat flux needs energies of atoms and their derivatives, which only a potential of this package"
-            " has here;"
-            " take equipes.Calculator, or for other calculators the conductivity from phonons"
+            "the heat flux needs energies of atoms and their derivatives, which only a potential of this package has"
+            " (alone, without dispersion); take equipes.Calculator, or the conductivity from phonons"
         )
     if calculator.potential is None:
         raise InputError(
             "a frozen potential has forgotten what its heat flux needs; give the model that it was made from"
         )
     return calculator.potential
+
+
+def checked_solid(atoms: ase.Atoms, supercell: tuple[int, int, int]) -> ase.Atoms:
+    """The structure that is simulated; raises `InputError` for atoms that are held."""
+    if atoms.constraints:
+        raise InputError("atoms that are held carry no heat; remove the constraints of the structure")
+    return atoms.repeat(supercell)

@@ -14,7 +14,7 @@ from equipes.errors import InputError
 from equipes.simulate.crystals import checked_supercell
 from equipes.simulate.evaluations import checked_start
 from equipes.simulate.flux_runs import FluxRun, FluxSettings, flux_run
-from equipes.simulate.heat_flux import CITATIONS, WATTS, potential_of
+from equipes.simulate.heat_flux import CITATIONS, WATTS, checked_solid, potential_of
 from equipes.simulate.results import Check, Progress, Provenance, plain, silent
 from equipes.simulate.statistics import mean_with_error
 from equipes.simulate.store import Store
@@ -72,8 +72,8 @@ class HNEMDOptions:
                 raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}")
         if not np.isfinite(self.direction).all() or not np.linalg.norm(self.direction) > 0:
             raise InputError(f"the direction must be a vector that is not zero, not {self.direction}")
-        if not 0 <= self.settling < 0.9:
-            raise InputError(f"settling must be a fraction from 0 to 0.9, not {self.settling}")
+        if not 0 <= self.settling <= 0.5:
+            raise InputError(f"settling must be a fraction from 0 to 0.5, not {self.settling}")
         if self.equilibration < 0:
             raise InputError(f"equilibration must be 0 steps or more, not {self.equilibration}")
         if self.steps // self.interval < 100:
@@ -152,8 +152,7 @@ def hnemd(
     potential_of(calculator)
     checked_start(atoms, calculator, "a thermal conductivity")
     store = Store() if store is None else store
-    structure = atoms.repeat(options.supercell)
-    structure.set_constraint()
+    structure = checked_solid(atoms, options.supercell)
     direction = np.array(options.direction) / np.linalg.norm(options.direction)
     runs: list[list[FluxRun]] = []
     for number, strength in enumerate((options.field, options.field / 2)):

@@ -103,7 +103,9 @@ class TrainConfig(Section):
         default=None, description="frames in a step, over all processes together"
     )
     seed: int = 0
-    optimizer: Literal["adamw", "soap", "muon"] = "adamw"
+    optimizer: Literal["adamw", "soap"] | None = Field(
+        default=None, description="null: soap, and adamw where a trained potential is tuned"
+    )
     learning_rate: PositiveFloat | None = Field(
         default=None, description="peak; null: a good one for the optimiser"
     )
@@ -142,6 +144,26 @@ class TrainConfig(Section):
         default=[], description="beside metrics.csv, which is always written"
     )
     log_every: PositiveInt = Field(default=50, description="steps between two entries of the loggers")
+
+
+class PretrainingConfig(Section):
+    """Cheap labels to learn from before the frames of `data`: geometries around a structure, labelled by xTB."""
+
+    structure: str | list[str] | None = Field(
+        default=None,
+        description="file(s), the first structure of each; null: the first training frame of each composition",
+    )
+    frames: Annotated[int, Field(ge=10)] = Field(default=1000, description="geometries to label")
+    method: Literal["GFN2-xTB", "GFN1-xTB"] = "GFN2-xTB"
+    temperatures: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
+        default=[300.0, 600.0, 1000.0], description="K; taken in turns"
+    )
+    normal_modes: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.3, description="fraction of the geometries made by normal modes, the others by dynamics"
+    )
+    charge: int = 0
+    multiplicity: PositiveInt | None = Field(default=None, description="2 S + 1; null: the lowest possible")
+    share: Fraction = Field(default=0.6, description="of the budget, sampling included")
 
 
 Part = Literal["embedding", "radial", "interactions", "readout", "references"]
@@ -187,6 +209,7 @@ class Config(Section):
     data: DataConfig
     model: AnyModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    pretraining: PretrainingConfig | None = Field(default=None, description="null: none")
     fine_tuning: FineTuningConfig | None = Field(
         default=None, description="begin with a trained potential; null: with random weights"
     )
@@ -198,6 +221,11 @@ class Config(Section):
         if not isinstance(tree, dict):
             return tree
         model = tree.get("model")
+        if tree.get("fine_tuning") is not None and tree.get("pretraining") is not None:
+            raise ValueError(
+                "both fine_tuning and pretraining are there, but a potential that is trained already needs no "
+                "pre-training; leave one of them out"
+            )
         if tree.get("fine_tuning") is None:
             if isinstance(model, dict) and model.get("architecture") == FINE_TUNED:
                 raise ValueError("model.architecture is fine-tuned, but there is no fine_tuning.base; set it")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from equipes.simulate.results import Progress
 from equipes.training.module import TrainingModule
 from equipes.training.schedules import Budget
 from equipes.training.state import Row
@@ -40,6 +45,28 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def sampling_progress(console: Console) -> Iterator[Progress]:
+    """Tells how sampling gets on: a bar on a terminal, now and then a plain line elsewhere."""
+    last = time.monotonic()
+    bar = RichProgress(
+        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal last
+            bar.update(task, description=what, completed=done, total=total)
+            if not console.is_terminal and time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                console.print(f"{done} of {total} geometries", highlight=False)
+
+        yield show
 
 
 class ProgressDisplay(pl.Callback):

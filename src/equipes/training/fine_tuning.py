@@ -182,6 +182,7 @@ def tune(prepared: Prepared, base: Base) -> Tuning:
     check_units(potential, prepared.splits.train, base.name)
     given = prepared.config.data.reference_energies
     references = fit_shifts(potential, prepared.train, given)
+    potential.familiarity = None  # of other data, with features that will change
     shifts = reference_energies(potential.model)
     corrections = {}
     for symbol, value in references.values.items():
@@ -194,9 +195,7 @@ def tune(prepared: Prepared, base: Base) -> Tuning:
     to_replay, to_hold_out = _structures(settings, known, seed)
     replay = GraphDataset(labelled(potential, *to_replay), potential.cutoff) if to_replay[0] else None
     kept = labelled(potential, *to_hold_out)
-    size = settings.replay_batch_size or (
-        _replay_batch_size(prepared, replay) if replay is not None else None
-    )
+    size = None if replay is None else _replay_batch_size(prepared, replay, settings.replay_batch_size)
     settings = settings.model_copy(update={"replay_batch_size": size})
     config = prepared.config.model_copy(update={"fine_tuning": settings})
     prepared = replace(prepared, config=config, references=references)
@@ -284,11 +283,11 @@ def _refuse_unknown(frames: Sequence[Frame], species: Collection[str]) -> None:
             )
 
 
-def _replay_batch_size(prepared: Prepared, replay: GraphDataset) -> int:
-    """As many structures as have half of the edges of a batch of the data."""
+def _replay_batch_size(prepared: Prepared, replay: GraphDataset, wanted: int | None) -> int:
+    """What is wanted, or as many structures as have half of the edges of a batch; one for each process at least."""
     batch = (prepared.config.train.batch_size or 1) * _mean_edges(prepared.train)
     processes = prepared.config.train.devices * prepared.config.train.num_nodes
-    return max(processes, min(len(replay), round(batch / (2 * _mean_edges(replay)))))
+    return max(processes, wanted or min(len(replay), round(batch / (2 * _mean_edges(replay)))))
 
 
 def _mean_edges(dataset: GraphDataset) -> float:

@@ -57,9 +57,10 @@ def refuse_other_training(
 
 def _differences(old: Config, new: Config) -> Iterator[str]:
     before, after = _identity(old), _identity(new)
-    for section in before:
-        for key, value in before[section].items():
-            if after.get(section, {}).get(key) != value:
+    for section in dict.fromkeys((*before, *after)):
+        earlier = before.get(section, {})
+        for key, value in after.get(section, earlier).items():
+            if section not in after or earlier.get(key) != value:
                 yield f"{section}.{key}"
 
 

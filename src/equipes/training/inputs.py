@@ -28,7 +28,7 @@ from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.models import Potential
 from equipes.training.config import Config, DataConfig, Size
-from equipes.training.optimizers import FINE_TUNING, PEAK_LEARNING_RATE
+from equipes.training.optimizers import AFTER_PRETRAINING, FINE_TUNING, PEAK_LEARNING_RATE
 
 _MAX_DEFAULT_VALIDATION = 200
 _SAMPLE = 50
@@ -152,15 +152,17 @@ def prepare(config: Config, splits: Splits, base: Potential | None = None) -> Pr
     has_stress = any(frame.stress is not None for frame in splits.train)
     steps_per_pass = math.ceil(len(train) / batch_size)
     val_batches = math.ceil(len(val) / batch_size)
+    optimizer = config.train.optimizer or ("soap" if base is None else "adamw")
     chosen: dict[str, Any] = {
         "batch_size": batch_size,
-        "learning_rate": PEAK_LEARNING_RATE[config.train.optimizer] * (1 if base is None else FINE_TUNING),
+        "optimizer": optimizer,
+        "learning_rate": PEAK_LEARNING_RATE[optimizer] * _part_of_rate(config),
         # Seldom enough that validation takes a small part of the time, often enough to see what happens.
         "validate_every": max(min(steps_per_pass, 500), 4 * val_batches),
         "stress_weight": 1.0 if has_stress else 0.0,
     }
     if not (config.train.max_minutes or config.train.max_epochs or config.train.max_steps):
-        chosen["max_minutes"] = _minutes(train)
+        chosen["max_minutes"] = _minutes(train) * (1 if config.pretraining is None else 2)
     data = {
         "split_seed": config.train.seed,
         "n_train": len(splits.train),
@@ -174,6 +176,13 @@ def prepare(config: Config, splits: Splits, base: Potential | None = None) -> Pr
         }
     )
     return Prepared(complete, splits, train, val, species, references, scale)
+
+
+def _part_of_rate(config: Config) -> float:
+    """Weights that know something already move more slowly."""
+    if config.fine_tuning is not None:
+        return FINE_TUNING
+    return 1.0 if config.pretraining is None else AFTER_PRETRAINING
 
 
 def _filled(section: Any, values: dict[str, Any]) -> Any:

@@ -265,6 +265,9 @@ def with_files(config: Config, change: Callable[[str], str]) -> Config:
     names = ("train", "val", "test", "n_train", "n_val", "n_test")
     changes = {name: each(getattr(config.data, name)) for name in names}
     whole: dict[str, Any] = {"data": config.data.model_copy(update=changes)}
+    if config.pretraining is not None:
+        structure = each(config.pretraining.structure)
+        whole["pretraining"] = config.pretraining.model_copy(update={"structure": structure})
     tuning = config.fine_tuning
     if tuning is not None:
         # Names of published potentials and "crystals" are no files.

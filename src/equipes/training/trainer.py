@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from equipes.data import mean_neighbors
 from equipes.errors import InputError
 from equipes.files import atomic_write, new_directory
 from equipes.models import Potential, build, load
+from equipes.training.budgets import budget_of, joint_batch_size
 from equipes.training.config import Config
 from equipes.training.display import ProgressDisplay
 from equipes.training.familiarity import remember_training
@@ -31,8 +31,9 @@ from equipes.training.loggers import StepLogger, build_loggers, quiet_lightning
 from equipes.training.losses import Loss
 from equipes.training.metrics import error_metrics, predict_frames
 from equipes.training.module import TrainingModule
+from equipes.training.pretraining import carry_on, pretrain, pretrained_model
 from equipes.training.records import SafeCheckpointIO, remove_leftovers
-from equipes.training.schedules import Budget, Clock
+from equipes.training.schedules import Clock
 from equipes.training.state import Row
 from equipes.training.stream import BatchStream
 from equipes.training.supervisor import CHECKPOINT, MODEL, Supervisor
@@ -58,6 +59,7 @@ class TrainingResult:
         reason: why it ended.
         signal: the signal that stopped it before its end, or 0; `resume=True` then continues.
         process: number of this process; only the first, 0, evaluates on test frames and writes the summary.
+        pretraining: what was done before on cheap labels, with its own validation errors; None without.
         fine_tuning: of a training that began with a potential: what that was, its errors on the validation frames, and
             what was forgotten (`Tuning.conclude`).
     """
@@ -70,6 +72,7 @@ class TrainingResult:
     reason: str
     signal: int = 0
     process: int = 0
+    pretraining: dict[str, Any] | None = None
     fine_tuning: dict[str, Any] | None = None
 
     @property
@@ -115,6 +118,19 @@ def train(
     prepared = prepare(config, splits, None if base is None else base.potential)
     tuning = None if base is None else tune(prepared, base)
     prepared = prepared if tuning is None else tuning.prepared
+    clock.kind = config.train.clock
+    pretrained = None
+    if config.pretraining is not None:
+        if checkpoint is None:  # what a run that is stopped in the pre-training is resumed from
+            dump_config(with_absolute_files(config), out / CONFIG, overwrite=True)
+        begun = checkpoint is not None
+        pretrained = pretrain(
+            config, prepared, out, train, resume=resume, begun=begun, clock=clock, console=console
+        )
+        if pretrained.signal:
+            minutes = clock.elapsed() / 60
+            return TrainingResult(out, {}, None, 0, minutes, "interrupted", signal=pretrained.signal)
+        prepared = replace(prepared, config=pretrained.config)
     config = prepared.config
     fingerprints = {"config": config_hash(config), "data": splits.fingerprint()}
     if base is not None:
@@ -122,15 +138,16 @@ def train(
     if checkpoint is not None:
         refuse_other_training(checkpoint, out / CONFIG, config, fingerprints)
     potential = _build(prepared) if tuning is None else tuning.potential
+    if pretrained is not None:
+        carry_on(potential, pretrained_model(out))
     if _rank() == 0:
         dump_config(with_absolute_files(config), out / CONFIG, overwrite=True)
     console.print(_introduction(prepared, potential, tuning), highlight=False, soft_wrap=True)
 
     settings = config.train
-    clock.kind = settings.clock
-    budget = _budget(config, len(prepared.train))
+    budget = budget_of(config, len(prepared.train))
     replay = None if tuning is None else tuning.replay_stream()
-    stream = BatchStream(prepared.train, _joint_batch_size(config), settings.seed, replay)
+    stream = BatchStream(prepared.train, joint_batch_size(config), settings.seed, replay)
     loss = Loss(settings.loss, prepared.scale, settings.huber_delta)
     labels = [frame.label for frame in splits.train]
     module = TrainingModule(
@@ -142,6 +159,9 @@ def train(
         moves=None if tuning is None else tuning.moves,
         replay_weight=1.0 if tuning is None else tuning.replay_weight,
     )
+
+    if pretrained is not None:
+        module.state.seconds = pretrained.seconds
 
     def describe(row: Row) -> dict[str, Any]:
         return _provenance(prepared, fingerprints, row, tuning)
@@ -165,6 +185,7 @@ def train(
         reason="interrupted" if stopped else supervisor.reason,
         signal=supervisor.signal if stopped else 0,
         process=trainer.global_rank,
+        pretraining=None if pretrained is None else pretrained.summary,
     )
     if stopped or result.process != 0:
         return result
@@ -208,28 +229,6 @@ def _build(prepared: Prepared) -> Potential:
         dtype=model.dtype or "float32",
         seed=prepared.config.train.seed,
     )
-
-
-def _budget(config: Config, n_train: int) -> Budget:
-    settings = config.train
-    limits = []
-    if settings.max_steps:
-        limits.append(settings.max_steps)
-    if settings.max_epochs:
-        limits.append(math.ceil(settings.max_epochs * n_train / _joint_batch_size(config)))
-    return Budget(min(limits, default=None), 60 * settings.max_minutes if settings.max_minutes else None)
-
-
-def _joint_batch_size(config: Config) -> int:
-    settings = config.train
-    processes = settings.devices * settings.num_nodes
-    batch_size = settings.batch_size or 1
-    if batch_size < processes:
-        raise InputError(
-            f"train.batch_size is {batch_size}, but {processes} processes share each batch; raise it "
-            f"to {processes} at least"
-        )
-    return batch_size
 
 
 def _lightning_trainer(config: Config, out: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -357,6 +356,7 @@ def _finish(
         "model": MODEL,
         "validation": result.validation,
         "test": test,
+        **({} if result.pretraining is None else {"pretraining": result.pretraining}),
         **({} if fine_tuning is None else {"fine_tuning": fine_tuning}),
         "steps": result.steps,
         "minutes": result.minutes,

@@ -4,7 +4,8 @@ namespace equipes {
 namespace {
 
 // Atoms that go through the terms together: their products do not wait for each other, and share what is read of a term.
-constexpr int kTogether = 4;
+// Values with changes need twice the registers.
+constexpr int together(bool dual) { return kRegisters == 32 && !dual ? 4 : 2; }
 
 // A value and its change, for each of B atoms; without a change where none is asked for.
 template <class T, int B, bool Dual>
@@ -171,46 +172,50 @@ void reverse_atoms(const ContractionJob<T>& job, const std::int64_t* atoms, int 
       store<T>(job.a_result[k].data + atoms[b] * job.a_result[k].stride + channel, result[k].value[b]);
 }
 
-// Calls work(number of atoms, atoms, channel).
-template <class T, class F>
+// Calls work(a number of atoms known to the compiler, atoms, channel).
+template <class T, int B, class F>
 void for_atoms(const ContractionJob<T>& job, F&& work) {
-  constexpr int B = kTogether;
   for (int channel = job.first_channel; channel < job.last_channel; channel += kLanes<T>) {
     std::int64_t i = job.first;
+    std::int64_t atoms[B];
+    const auto take = [&](int count) {
+      for (int b = 0; b < count; ++b, ++i) atoms[b] = job.order != nullptr ? job.order[i] : i;
+    };
+    while (i + B <= job.last) {
+      take(B);
+      work(std::integral_constant<int, B>{}, atoms, channel);
+    }
     while (i < job.last) {
-      const int count = job.last - i >= B ? B : 1;
-      std::int64_t atoms[B];
-      for (int b = 0; b < count; ++b) atoms[b] = job.order != nullptr ? job.order[i + b] : i + b;
-      work(count, atoms, channel);
-      i += count;
+      take(1);
+      work(std::integral_constant<int, 1>{}, atoms, channel);
     }
   }
+}
+
+template <class T, bool Dual>
+void forward(const ContractionJob<T>& job) {
+  for_atoms<T, together(Dual)>(job, [&](auto count, const std::int64_t* atoms, int channel) {
+    forward_atoms<T, count, Dual>(job, atoms, channel);
+  });
+}
+
+template <class T, bool Dual>
+void reverse(const ContractionJob<T>& job) {
+  for_atoms<T, together(Dual)>(job, [&](auto count, const std::int64_t* atoms, int channel) {
+    reverse_atoms<T, count, Dual>(job, atoms, channel);
+  });
 }
 
 }  // namespace
 
 template <class T>
 void contraction_forward(const ContractionJob<T>& job) {
-  constexpr int B = kTogether;
-  const bool dual = job.m_tangent != nullptr;
-  for_atoms<T>(job, [&](int count, const std::int64_t* atoms, int channel) {
-    if (count == B)
-      dual ? forward_atoms<T, B, true>(job, atoms, channel) : forward_atoms<T, B, false>(job, atoms, channel);
-    else
-      dual ? forward_atoms<T, 1, true>(job, atoms, channel) : forward_atoms<T, 1, false>(job, atoms, channel);
-  });
+  job.m_tangent != nullptr ? forward<T, true>(job) : forward<T, false>(job);
 }
 
 template <class T>
 void contraction_reverse(const ContractionJob<T>& job) {
-  constexpr int B = kTogether;
-  const bool dual = job.m_tangent != nullptr;
-  for_atoms<T>(job, [&](int count, const std::int64_t* atoms, int channel) {
-    if (count == B)
-      dual ? reverse_atoms<T, B, true>(job, atoms, channel) : reverse_atoms<T, B, false>(job, atoms, channel);
-    else
-      dual ? reverse_atoms<T, 1, true>(job, atoms, channel) : reverse_atoms<T, 1, false>(job, atoms, channel);
-  });
+  job.m_tangent != nullptr ? reverse<T, true>(job) : reverse<T, false>(job);
 }
 
 template <class T>

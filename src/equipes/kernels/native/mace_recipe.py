@@ -10,8 +10,7 @@ from torch import Tensor
 from equipes.kernels import native
 from equipes.kernels.native.recipes import Recipe, Source, _held, _hidden, _linear, _scaled, _terms
 from equipes.models.mace import MACE, InteractionBlock, ProductBlock, Readout
-from equipes.nn import SILU_SCALE, AgnesiTransform, ScalarMLP, SoftTransform
-from equipes.nn.zbl import CovalentZBL
+from equipes.nn import SILU_SCALE, AgnesiTransform, CovalentZBL, ScalarMLP, SoftTransform
 
 
 def recipe(model: MACE) -> Recipe | None:
