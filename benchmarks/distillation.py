@@ -22,6 +22,7 @@ from rich.console import Console
 from equipes import Calculator
 from equipes.benchmark import CRYSTALS
 from equipes.distillation import Distillation, DistillationOptions, distill
+from equipes.distillation.run import Interrupted
 
 STUDENTS = {
     "2 layers, l_max 2, 32 features": (),
@@ -85,14 +86,17 @@ def main() -> None:
             test_picoseconds=options.picoseconds,
             student=(*STUDENTS[name], "train.clock=processor"),
         )
-        result = distill(
-            oxide(options.oxide),
-            teacher,
-            options.out / f"{options.oxide}-{number}.safetensors",
-            settings,
-            teacher_name=options.teacher,
-            resume=options.resume,
-        )
+        try:
+            result = distill(
+                oxide(options.oxide),
+                teacher,
+                options.out / f"{options.oxide}-{number}.safetensors",
+                settings,
+                teacher_name=options.teacher,
+                resume=options.resume,
+            )
+        except Interrupted:
+            raise SystemExit("stopped; --resume goes on") from None
         results[name] = result.summary()
         print(f"\n{options.oxide}, student of {options.teacher}: {name}\n\n{table(result)}", flush=True)
     facts = machine.conditions()

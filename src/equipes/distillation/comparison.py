@@ -160,6 +160,8 @@ def student_trajectory(
     )
     for index in chosen:
         labeller.add(frames[index], sample, len(chosen))
+    if not sample.frames:  # of a run that left at once what can be labelled, at least the start
+        labeller.add(frames[0], sample, 1)
     return StudentTrajectory(sample, picoseconds, failure, mean, interrupted)
 
 

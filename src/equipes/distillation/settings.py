@@ -152,14 +152,14 @@ def sampling_parts(cell: ase.Atoms, options: DistillationOptions) -> list[Part]:
         left -= share
         if options.defects:
             share = round(_DEFECTS * options.frames)
-            parts += _pieces("defects", share, partial(_defective_walk, cell, options))
+            parts += _pieces("defects", share, options, partial(_defective_walk, cell, options))
             left -= share
     else:
         share = round(_MODES * options.frames)
         modes = NormalModeOptions(count=share, temperatures=options.temperatures)
         parts.append(Part("normal modes", share, partial(_modes, cell, modes)))
         left -= share
-    return parts + _pieces("dynamics", left, partial(_walk, cell, options))
+    return parts + _pieces("dynamics", left, options, partial(_walk, cell, options))
 
 
 def walk_options(
@@ -172,11 +172,16 @@ def walk_options(
     )
 
 
-def _pieces(name: str, total: int, walk: partial[Sample]) -> list[Part]:
-    """Parts of about 25 frames, numbered, so that they can take the temperatures and defects in turns."""
-    count = max(1, round(total / _FRAMES_OF_WALK))
+def _pieces(name: str, total: int, options: DistillationOptions, walk: partial[Sample]) -> list[Part]:
+    """Parts of about 25 frames, one for each temperature at least; they take temperatures and defects in turns."""
+    count = max(len(options.temperatures), round(total / _FRAMES_OF_WALK))
     shares = [len(share) for share in np.array_split(np.arange(total), count)]
     return [Part(f"{name} {n}", share, partial(walk, n, share)) for n, share in enumerate(shares) if share]
+
+
+def _turn(options: DistillationOptions, number: int) -> float:
+    """The hottest first, which are the hardest to learn, where the turns do not come out even."""
+    return sorted(options.temperatures, reverse=True)[number % len(options.temperatures)]
 
 
 def _walk(
@@ -188,7 +193,7 @@ def _walk(
     rng: np.random.Generator,
 ) -> Sample:
     """Dynamics in a cell that is strained a little, so that the student knows pressure at every temperature."""
-    temperature = options.temperatures[number % len(options.temperatures)]
+    temperature = _turn(options, number)
     atoms = bare(cell)
     if is_crystal(cell):
         # Crystals expand when they are heated.
@@ -207,7 +212,7 @@ def _defective_walk(
     rng: np.random.Generator,
 ) -> Sample:
     kinds: Sequence[Defect] = options.defects
-    temperature = options.temperatures[number % len(options.temperatures)]
+    temperature = _turn(options, number)
     own = DefectOptions(
         kinds=tuple(kinds[(number + turn) % len(kinds)] for turn in range(len(kinds))),
         cells=min(2, count),

@@ -136,8 +136,11 @@ def _estimate(structures: Sequence[ase.Atoms], parts: Sequence[Part], calculator
     """How long labelling will take, from one label of the largest structure."""
     atoms = max(structures, key=len).copy()
     atoms.calc = calculator
-    began = time.monotonic()
     try:
+        atoms.get_forces()  # the first call reads parameters
+        atoms.positions += 0.01
+        atoms.positions[0] += 0.01
+        began = time.monotonic()
         atoms.get_forces()
     except CalculatorError:
         return "labelling   the structure itself cannot be labelled; others are tried"
