@@ -16,6 +16,8 @@ from ase.build import molecule
 from rich.console import Console
 
 import equipes
+from equipes.benchmark import BenchmarkSettings, Case, HeldOut, Row, markdown
+from equipes.benchmark import run as benchmark
 from equipes.cli import app, run
 from equipes.data import read_frames
 from equipes.errors import InputError
@@ -233,3 +235,26 @@ def test_xtb_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atoms.calc = xtb_calculator()
     assert frames[0].energy == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
     np.testing.assert_allclose(frames[0].forces, atoms.get_forces(), atol=1e-3)
+
+
+def test_two_rows_of_the_benchmark(tmp_path: Path) -> None:
+    units = {"energy": "kcal/mol", "length": "Ang"}
+    data = {"train": str(DATA / "ethanol.npz"), "n_train": [0, 1, 2, 3, 4], "n_val": [8, 9], "units": units}
+    case = Case("rmd17", "ethanol", 5, data, (HeldOut("test", DATA / "ethanol.npz", (5, 6, 7)),))
+    tiny = ("num_layers=1", "l_max=1", "num_features=2", "r_max=4", "train.max_steps=10")
+
+    def rows(frames: int) -> list[Row]:
+        settings = BenchmarkSettings(5.0, 0, {"": (*tiny, f"pretraining.frames={frames}")})
+        starts = ("from scratch", "pre-trained")
+        return [row for start in starts for row in benchmark(case, "nequip", settings, tmp_path, start=start)]
+
+    first = rows(12)
+    assert [row.start for row in first] == ["from scratch", "pre-trained"]
+    assert [row.steps for row in first] == [10, 4]
+    table = markdown(first)
+    assert "| **nequip** |" in table
+    assert "| **nequip, pre-trained** |" in table
+    assert (tmp_path / "ethanol-5-nequip-pretrained" / "pretraining" / "frames.extxyz").exists()
+    assert rows(12) == first  # from the disk
+    with pytest.raises(InputError, match=r"another pretraining\.frames"):
+        rows(15)
