@@ -4,9 +4,9 @@
     python benchmarks/silicon.py 7net-0 si_run/model.safetensors --names "7net-0" "trained here" --out silicon
 
 Lattice constant, elastic constants, phonons at Γ and X, thermal expansion, thermal conductivity in the relaxation-time
-approximation on the mesh of the reference, and the barrier of a vacancy hop. Everything is calculated at the lattice
-constant of the potential itself. Each potential's quantity is stored as it is done, and the script goes on where it was
-stopped. OUT/silicon.md is the page and OUT/silicon.json its numbers.
+approximation on the mesh of the reference, and the energy half way of a vacancy hop. Everything is calculated at the
+lattice constant of the potential itself. Each potential's quantity is stored as it is done, and the script goes on
+where it was stopped. OUT/silicon.md is the page and OUT/silicon.json its numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from applications import SILICON, References
+from application_parts import SILICON, References
 from ase.build import bulk
 
 from equipes.calculators import Calculator
@@ -64,10 +64,14 @@ def heat(calculator: Any) -> Iterator[tuple[str, float]]:
 
 
 def hop(calculator: Any) -> Iterator[tuple[str, float]]:
-    """A vacancy among 64 sites hops to the next."""
+    """A vacancy among 64 sites hops to the next; half way it is split between them, which is the saddle in DFT.
+
+    Below zero the potential has the split vacancy for a minimum, and there is no such hop in it.
+    """
     crystal = bulk("Si", a=SILICON, cubic=True) * (2, 2, 2)
     options = NEBOptions(images=5, fmax=0.05, end_fmax=0.02, steps=200)
-    yield "vacancy hop", neb(*vacancy_hop(crystal, 0), calculator, options).barrier_ev
+    found = neb(*vacancy_hop(crystal, 0), calculator, options)
+    yield "vacancy hop, half way", float(found.energies_ev[len(found.energies_ev) // 2])
 
 
 PARTS: dict[str, Callable[[Any], Iterator[tuple[str, float]]]] = {
@@ -98,7 +102,7 @@ def reference(known: References) -> dict[str, tuple[str, float, str]]:
             known("thermal_conductivity_300K", "Si_phono3py_examples", "PBE", "mesh_11"),
             "PBE, phono3py example, 11×11×11, relaxation time",
         ),
-        "vacancy hop": ("eV", round(max(path) - path[0], 3), "PW91, silicon-testing-framework"),
+        "vacancy hop, half way": ("eV", round(max(path) - path[0], 3), "PW91, silicon-testing-framework"),
     }
 
 

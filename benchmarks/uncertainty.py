@@ -32,6 +32,7 @@ import torch
 from ase.io import read, write
 
 import equipes
+from equipes.calculators import WithDispersion
 from equipes.data import Frame, read_frames
 from equipes.models.familiarity import _fitted, _shrunk, fit
 from equipes.training.inputs import read_splits
@@ -52,13 +53,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["train", "errors", "ways", "cost"])
-    parser.add_argument("cases", nargs="*", choices=["silicon", "ethanol", "7net-0"])
+    parser.add_argument("cases", nargs="*", default=["7net-0"], help="silicon, ethanol, 7net-0")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     options = parser.parse_args()
-    for case in options.cases or ["7net-0"]:
+    for case in options.cases:
         {"train": train, "errors": errors, "ways": ways, "cost": cost}[options.what](case, options)
     print(machine.sentence(machine.conditions()))
 
@@ -265,7 +266,7 @@ def farthest(points: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def cost(_: str, __: argparse.Namespace) -> None:
-    """Milliseconds of energy, forces and stress of SevenNet-0 for silicon, and of the distance beside it."""
+    """Milliseconds of energy, forces and stress of SevenNet-0 for silicon, of the distance and of D3 beside it."""
     from ase.build import bulk
 
     potential = equipes.load("7net-0", species=["Si"])
@@ -275,13 +276,14 @@ def cost(_: str, __: argparse.Namespace) -> None:
         atoms.rattle(0.05, seed=k)
     graphs = (equipes.AtomGraph.from_atoms(atoms, potential.cutoff) for atoms in rattled)
     potential.familiarity = fit(potential, graphs)
-    print("| atoms | frozen, energy to stress | exact | feature distance |\n|---|---|---|---|")
+    print("| atoms | frozen, energy to stress | exact | feature distance | D3 alone |\n|---|---|---|---|---|")
     for n in (2, 4):
         atoms = bulk("Si", cubic=True) * (n, n, n)
         atoms.rattle(0.05, seed=1)
         fast, exact = equipes.Calculator(potential), equipes.Calculator(potential, exact=True)
         times = [median_ms(c.calculate, atoms, ["forces", "stress"]) for c in (fast, exact)]
         times.append(median_ms(fast.feature_distances, atoms))
+        times.append(median_ms(WithDispersion(fast, "PBE")._dispersion, atoms))
         print(f"| {len(atoms)} | " + " | ".join(f"{value:.1f} ms" for value in times) + " |", flush=True)
 
 

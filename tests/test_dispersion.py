@@ -50,6 +50,13 @@ def test_two_argon_atoms_have_the_energy_of_the_formula(distance: float) -> None
     assert pair.get_potential_energy() == pytest.approx(expected * units.Hartree, rel=2e-5)
 
 
+def test_there_are_two_bodies_only() -> None:
+    side = 3.8
+    corners = [[0, 0, 0], [side, 0, 0], [side / 2, side * np.sqrt(3) / 2, 0]]
+    three, two = (dispersion_of(Atoms(f"Ar{n}", positions=corners[:n])) for n in (3, 2))
+    assert three.get_potential_energy() == pytest.approx(3 * two.get_potential_energy(), rel=1e-5)
+
+
 def test_forces_and_stress_are_derivatives() -> None:
     crystal = bulk("SiC", "zincblende", a=4.4)
     crystal.rattle(0.1, seed=1)

@@ -16,7 +16,7 @@ from ase.calculators.emt import EMT
 
 from equipes import InputError
 from equipes.cli import app, run
-from equipes.simulate import NPTExpansionOptions, expansion_npt
+from equipes.simulate import NPTExpansionOptions, SimulationError, expansion_npt
 from equipes.simulate.expansion_npt import expansion_from_tables, slope_at
 from equipes.simulate.records import TABLE, Row, read_table
 from pair_calculator import PairCalculator, argon
@@ -140,15 +140,28 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("equipes.calculators.Calculator", lambda *_, **__: EMT())
     monkeypatch.setattr(sys.modules["equipes.simulate.expansion_npt"], "_FEWEST_ROWS", 4)
+    monkeypatch.setattr("equipes.cli.workflow.fingerprint", lambda *_, **__: "any")
     Path("any").touch()
     ase.io.write("copper.extxyz", bulk("Cu", a=3.6, cubic=True))
     command = ["expansion", "any", "copper.extxyz", "--method", "npt", "--out", "x"]
     temperatures = [word for t in (200, 300, 400) for word in ("--temperature", t)]
     assert equipes_command(*command, "--volumes", 5) == 2
     assert "--volumes does not belong to --method npt" in capsys.readouterr().err
-    shape = ["--supercell", 1, 1, 1, "--steps", 200, "--timestep", 2, "--shape", "lengths"]
+    shape = ["--supercell", 1, 1, 1, "--steps", 170, "--timestep", 2, "--shape", "lengths"]
     assert equipes_command(*command, *temperatures, *shape) == 0
     assert "bulk modulus" in capsys.readouterr().out
     assert "3Dmol" in Path("x/report.html").read_text()
     assert Path("x/expansion.png").exists()
-    assert len(json.loads(Path("x/expansion.json").read_text())["volume_error_ang3"]) == 3
+    found = json.loads(Path("x/expansion.json").read_text())
+    assert len(found["volume_error_ang3"]) == 3
+    # What is replaced starts anew, and nothing of the first is taken for it.
+    seen = []
+
+    def note(*_, resume: bool, overwrite: bool, **__) -> None:
+        seen.append((resume, overwrite))
+        raise SimulationError("seen")
+
+    monkeypatch.setattr(sys.modules["equipes.simulate.expansion_npt"], "expansion_npt", note)
+    assert equipes_command(*command, *temperatures, *shape, "--overwrite") == 1
+    assert equipes_command(*command, *temperatures, *shape, "--resume") == 1
+    assert seen == [(False, True), (True, False)]

@@ -100,6 +100,22 @@ def test_all(shared_data: Path, name: str) -> None:
             assert max(found.values()) <= tolerance, (dtype, atoms.info["name"], found)
 
 
+@pytest.mark.parametrize("name", ["mp0_small_like", "mpa0_medium_like"])
+def test_frozen_like_the_package(shared_data: Path, name: str) -> None:
+    """For the elements of the structures, to the error of positions written with 8 decimals."""
+    folder = shared_data / "goldens" / "mace"
+    potential = read_mace_checkpoint(folder / f"{name}.model", dtype="float64")
+    for atoms in ase.io.read(folder / f"{name}.extxyz", index=":"):
+        frozen = potential.freeze(sorted(set(atoms.get_chemical_symbols())), tolerance=1e-7)
+        result = frozen(AtomGraph.from_atoms(atoms, frozen.cutoff))
+        assert result.energy.item() == pytest.approx(atoms.get_potential_energy(), rel=1e-6), atoms.info[
+            "name"
+        ]
+        assert error(result.forces.numpy(), atoms.get_forces()) < 1e-5
+        if "stress" in atoms.calc.results:
+            assert error(result.stress[0].numpy(), atoms.get_stress(voigt=False)) < 1e-5
+
+
 def test_every_weight_counts() -> None:
     """A change of any weights by a thousandth is seen, except in those of the head that is not used."""
     golden = recorded(NAMES[0])["Default/crystal"]

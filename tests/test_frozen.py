@@ -64,11 +64,24 @@ SEVENNET: dict[str, dict[str, Any]] = {
 }
 CASES = {name: ("nequip", options) for name, options in NEQUIP.items()}
 CASES |= {name: ("sevennet", options) for name, options in SEVENNET.items()}
+# More of them, and what only they have, in test_native_mace.py.
+MACE: dict[str, Any] = {"r_max": 3.0, "num_bessel": 5, "max_ell": 2, "hidden_irreps": "5x0e + 5x1o"}
+CASES["mace"] = ("mace", {"avg_num_neighbors": 6.0})
+CASES["mace with densities and repulsion"] = (
+    "mace",
+    {
+        "interaction_cls_first": "RealAgnosticDensityResidualInteractionBlock",
+        "interaction_cls": "RealAgnosticDensityInteractionBlock",
+        "pair_repulsion": True,
+        "atomic_inter_scale": 1.7,
+    },
+)
 
 
 def make(name: str = "base", dtype: str = "float64", seed: int = 5) -> Potential:
     architecture, options = CASES[name]
-    return build(architecture, SPECIES, SMALL | options, dtype=dtype, seed=seed).eval()
+    small = MACE if architecture == "mace" else SMALL
+    return build(architecture, SPECIES, small | options, dtype=dtype, seed=seed).eval()
 
 
 def ensemble() -> list[Atoms]:
@@ -133,7 +146,7 @@ def test_denser_knots_bring_it_to_the_model(graph: AtomGraph) -> None:
     assert errors[2] < 1e-9
 
 
-@pytest.mark.parametrize("name", ["base", "sevennet xplor", "several vectors"])
+@pytest.mark.parametrize("name", ["base", "sevennet xplor", "several vectors", "mace"])
 def test_in_float32_only_round_off_is_left(name: str, graph: AtomGraph) -> None:
     potential = make(name)
     single = convert(potential, "float32").eval()
@@ -147,7 +160,9 @@ def test_in_float32_only_round_off_is_left(name: str, graph: AtomGraph) -> None:
     assert frozen.deviation["forces"] < 1e-5 * frozen.deviation["largest_force"]
 
 
-@pytest.mark.parametrize("name", ["base", "sevennet xplor", "cutoffs per pair", "zbl"])
+@pytest.mark.parametrize(
+    "name", ["base", "sevennet xplor", "cutoffs per pair", "zbl", "mace", "mace with densities and repulsion"]
+)
 def test_forces_and_virial_are_derivatives_of_its_own_energy(name: str) -> None:
     """Also where the splines are coarse: dynamics must conserve what the frozen energy says."""
     frozen = make(name).freeze(tolerance=1e-3)
@@ -193,7 +208,7 @@ def test_energy_and_forces_are_smooth_at_knots_and_kinks() -> None:
     assert energy[-1, 1] == frozen(graph_of([Atoms("C"), Atoms("O")])).energy.sum()
 
 
-@pytest.mark.parametrize("name", ["base", "sevennet"])
+@pytest.mark.parametrize("name", ["base", "sevennet", "mace with densities and repulsion"])
 def test_turned_renumbered_and_repeated_structures(name: str) -> None:
     frozen = make(name).freeze(tolerance=1e-5)
     atoms = ensemble()[5]
@@ -221,9 +236,10 @@ def test_a_lone_atom_has_exactly_its_reference_energy() -> None:
     assert float(frozen(graph_of([Atoms("C")])).energy) == 5.0
 
 
+@pytest.mark.parametrize("name", ["several vectors", "mace with densities and repulsion"])
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_threads_change_nothing_but_round_off(threads: int, graph: AtomGraph) -> None:
-    frozen = make("several vectors").freeze(tolerance=1e-5)
+def test_threads_change_nothing_but_round_off(threads: int, name: str, graph: AtomGraph) -> None:
+    frozen = make(name).freeze(tolerance=1e-5)
     expected = frozen(graph)
     before = torch.get_num_threads()
     try:

@@ -112,6 +112,15 @@ def test_softening_of_nothing() -> None:
     assert softening(np.zeros(3), np.ones(3)) is None and robust_softening(np.zeros(3), np.ones(3)) is None
 
 
+def test_forces_below_the_errors_have_no_slope(rng: np.random.Generator) -> None:
+    frames, predictions = labelled(20, rng)
+    still = [replace(frame, forces=1e-3 * frame.forces) for frame in frames]
+    result = held_out_errors("frames.xyz", still, predictions)
+    assert result.softening is None and result.softening_robust is None
+    assert result.per_element["O"]["softening"] is None
+    assert "smaller than the errors" in result.warnings[0]
+
+
 def test_places_in_the_periodic_table() -> None:
     places = [place(number) for number in range(1, 119)]
     assert len(set(places)) == 118

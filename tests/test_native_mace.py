@@ -14,6 +14,7 @@ from equipes.kernels import native
 from equipes.kernels.native import engine
 from equipes.models import Potential, build
 from test_native import EXACT, SPECIES, make_graph, results
+from test_native_shapes import empty_graph
 
 pytestmark = pytest.mark.skipif(not native.usable_instruction_sets(), reason="the native code was not built")
 
@@ -123,6 +124,29 @@ def compare(
 @pytest.mark.parametrize("name", MODELS)
 def test_engine_like_reference(name: str, graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(potential_of(MODELS[name]), graph, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "threads"), [("residual from the first layer", 1), ("whole vectors", 3)])
+def test_unusual_graphs(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Species that do not occur, atoms that nobody sees, edges beyond the cutoff, nothing at all."""
+    from ase import Atoms
+
+    pair = Atoms("CO", positions=[[0, 0, 0], [0, 0.2, 1.1]])
+    graphs = {
+        "two species": AtomGraph.from_atoms(pair, 3.0),
+        "lone atoms": AtomGraph.batch([AtomGraph.from_atoms(Atoms(s), 3.0) for s in ("O", "O", "H")]),
+        "far edges": make_graph(4.2),
+    }
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for graph in graphs.values():
+            with pytest.MonkeyPatch.context() as patch:
+                compare(potential_of(MODELS[name]), graph, patch)
+        monkeypatch.setenv("EQUIPES_KERNEL", "native")
+        assert not any(value.any() for value in results(potential_of(MODELS[name]), empty_graph()).values())
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ["base", "residual from the first layer", "several vectors"])

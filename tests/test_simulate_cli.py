@@ -54,11 +54,14 @@ def equipes_command(*arguments: object) -> int:
 def test_relax_says_that_the_cell_relaxes_and_writes(
     here: Path, emt: None, capsys: pytest.CaptureFixture
 ) -> None:
-    status = equipes_command(
-        "relax", "any", "copper.extxyz", "--json", "relax.json", "--trajectory", "path.traj"
-    )
+    files = ["--json", "relax.json", "--trajectory", "path.traj", "--report", "path.html"]
+    status = equipes_command("relax", "any", "copper.extxyz", *files)
     shown = capsys.readouterr().out
     assert status == 0
+    assert "until every force is below 0.01 eV/Å and every component of stress + pressure below 0.05" in shown
+    assert "Nocedal" in shown
+    assert "3Dmol" in Path("path.html").read_text()
+    assert Path("path.png").stat().st_size > 1000
     assert "Atoms and cell relax, at 0 GPa; --no-cell holds the cell." in shown
     assert "converged" in shown
     summary = json.loads(Path("relax.json").read_text())

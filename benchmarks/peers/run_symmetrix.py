@@ -24,6 +24,8 @@ def inference(job: Job) -> tuple[Call, dict[str, Any]]:
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.environ["SYMMETRIX_JIT_CACHE"] = str(cache)
     atoms = structures(job)[0]
+    if atoms.cell.rank < 3:  # its neighbour list wants a cell, also of a molecule
+        atoms.center(vacuum=10.0)
     model = cache / f"{'-'.join(sorted(set(atoms.get_chemical_symbols())))}.json"
     if not model.exists():
         here, environments = Path(__file__).resolve().parent, Path(sys.prefix).parent

@@ -193,6 +193,9 @@ def held_out_errors(
         warnings.append(f"energies are not compared: {problem}")
     forces = _pairs(frames, predictions, "forces")
     stress = _pairs(frames, predictions, "stress")
+    slopes = _slopes(*forces) if forces is not None else (None, None)
+    if forces is not None and slopes[1] is None:
+        warnings.append("the forces of the labels are smaller than the errors, and have no slope")
     return HeldOutResult(
         name=Path(path).stem,
         about=known.about if known is not None else "",
@@ -209,8 +212,8 @@ def held_out_errors(
         force_rms_mev_per_ang=_rms(forces, 1000.0),
         stress_mae_gpa=_mae(stress, 1 / units.GPa),
         stress_rms_gpa=_rms(stress, 1 / units.GPa),
-        softening=softening(*forces) if forces is not None else None,
-        softening_robust=robust_softening(*forces) if forces is not None else None,
+        softening=slopes[0],
+        softening_robust=slopes[1],
         per_element=_by_element(frames, predictions),
         warnings=tuple(warnings),
         source=known.source if known is not None else str(path),
@@ -240,6 +243,14 @@ def robust_softening(reference: np.ndarray, predicted: np.ndarray) -> float | No
     order = np.argsort(ratios)
     half = np.searchsorted(np.cumsum(weights[order]), 0.5 * weights.sum())
     return float(ratios[order][half])
+
+
+def _slopes(reference: np.ndarray, predicted: np.ndarray) -> tuple[float | None, float | None]:
+    """Both slopes; None where they would be of noise: labels smaller than the errors, by their 90th percentiles."""
+    labels, errors = (np.quantile(np.abs(values), 0.9) for values in (reference, predicted - reference))
+    if labels < errors:
+        return None, None
+    return softening(reference, predicted), robust_softening(reference, predicted)
 
 
 def _about_training(known: HeldOutSet | None, model: Published | None) -> list[str]:
@@ -322,11 +333,12 @@ def _by_element(frames: Sequence[Frame], predictions: Sequence[FramePrediction])
     found = {}
     for symbol in sorted(parts):
         reference, predicted = (np.concatenate(part) for part in zip(*parts[symbol], strict=True))
+        slopes = _slopes(reference, predicted)
         found[symbol] = {
             "n_atoms": len(reference) // 3,
             "force_mae_mev_per_ang": _mae((reference, predicted), 1000.0),
             "force_rms_mev_per_ang": _rms((reference, predicted), 1000.0),
-            "softening": softening(reference, predicted),
-            "softening_robust": robust_softening(reference, predicted),
+            "softening": slopes[0],
+            "softening_robust": slopes[1],
         }
     return found

@@ -196,9 +196,8 @@ class Calculator(AseCalculator):
             )
         stress = has_volume and (periodic or "stress" in properties)
         numbers = structure.numbers.tobytes()
-        if (
-            numbers != self._prepared_for
-        ):  # looking at every symbol takes as long as a small molecule's forces
+        # Looking at every symbol takes as long as a small molecule's forces.
+        if numbers != self._prepared_for:
             self.freeze_for(set(structure.symbols))
             self._prepared_for = numbers
         if self.frozen is not None:

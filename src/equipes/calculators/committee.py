@@ -49,7 +49,7 @@ class Committee(AseCalculator):
     >>> members = [equipes.build("nequip", ["Cu"], {"num_layers": 1, "num_features": 4}, seed=s) for s in (1, 2)]
     >>> copper = bulk("Cu")
     >>> copper.calc = Committee(members)
-    >>> copper.get_potential_energy() == np.mean(copper.calc.results["energy_comm"])
+    >>> bool(copper.get_potential_energy() == np.mean(copper.calc.results["energy_comm"]))
     True
     """
 

@@ -160,7 +160,8 @@ def _calculated(run: Workflow, options: ExpansionOptions | NPTExpansionOptions) 
         run.calculator,
         options,
         where,
-        resume=where.exists(),
+        resume=run.resume and where.exists(),
+        overwrite=run.overwrite,
         potential=run.store.facts["potential"],
         on_step=follow,
     )

@@ -85,7 +85,8 @@ def start(
 
 def _freeze(calculator: Any, atoms: ase.Atoms) -> None:
     """Freeze the potentials ahead of the work, and say how far they are from the models."""
-    from equipes.calculators import Calculator, Committee
+    from equipes.calculators import Committee
+    from equipes.calculators.ase import Calculator
 
     if not isinstance(calculator, Calculator | Committee):
         return

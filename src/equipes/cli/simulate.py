@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
-from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
+from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
 from equipes.cli.running import (
     Device,
     Dtype,
@@ -102,6 +103,9 @@ def relax(
     trajectory: Annotated[
         Path | None, typer.Option(help="Write every step: *.extxyz, *.traj, … (what ASE writes).")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with the path in 3D (*.html), and its plot (*.png).")
+    ] = None,
     modal: ModalOption = None,
     d3: Dispersion = None,
     frame: FrameNumber = 0,
@@ -119,6 +123,8 @@ def relax(
     check_json_path(json, overwrite=overwrite)
     out = out or Path(f"{structure.stem}_relaxed.extxyz")
     check_targets((out, trajectory), overwrite=overwrite)
+    if report is not None:
+        check_targets((report, report.with_suffix(".png")), overwrite=overwrite, structures=False)
     atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
@@ -126,14 +132,16 @@ def relax(
         about = _about_cell(atoms, with_cell, freedom, pressure)
         typer.echo(f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {about}")
     images: list[ase.Atoms] = []
+    limits: list[tuple[float, float | None]] = []
     with progress_bar() as progress, stopping():
         task = progress.add_task("relaxing", total=None)
 
         def follow(step: int, moving: ase.Atoms, force: float, stress: float | None) -> None:
             pressed = "" if stress is None else f", stress {stress:.3g} GPa off"
             progress.update(task, completed=step, description=f"step {step}: force {force:.3g} eV/Å{pressed}")
-            if trajectory is not None:
+            if trajectory is not None or report is not None:
                 images.append(snapshot(moving, step=step))
+                limits.append((force, stress))
 
         result = relax_atoms(
             atoms,
@@ -157,7 +165,14 @@ def relax(
         "out": str(out),
         **result.summary(),
     }
-    print_table(relax_lines(summary), quiet=quiet)
+    lines = list(relax_lines(summary))
+    if report is not None:
+        from equipes.report.relaxation import write_relaxation_page
+
+        write_relaxation_page(report, lines, images, limits, result.provenance, overwrite=overwrite)
+    written = " ".join(str(path) for path in (out, trajectory, report) if path is not None)
+    # That it did not converge is the error below.
+    print_result(lines, replace(result.provenance, warnings=()), written, quiet=quiet)
     write_json(summary, json, overwrite=overwrite)
     if not result.converged:
         reached = f"largest force {result.max_force_ev_per_ang:.3g} eV/Å (limit {fmax:g})"

@@ -20,7 +20,6 @@ def relax_lines(summary: dict[str, Any]) -> Iterator[tuple[str, object]]:
         yield "cell", " ".join(f"{value:.4f}" for value in summary["cell"]) + " (Å, °)"
     if summary["spacegroup"] is not None:
         yield "space group", f"{summary['spacegroup_before']} → {summary['spacegroup']}"
-    yield "written", summary["out"]
 
 
 def md_lines(summary: dict[str, Any]) -> Iterator[tuple[str, object]]:

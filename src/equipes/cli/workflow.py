@@ -49,6 +49,7 @@ class Workflow:
     progress: Progress
     json: Path | None
     overwrite: bool
+    resume: bool = False
 
     def finish(
         self,
@@ -192,6 +193,7 @@ def workflow(
                 progress=follow,
                 json=json,
                 overwrite=overwrite,
+                resume=resume,
             )
     except KeyboardInterrupt:
         typer.echo("What is done is kept; the same command with --resume continues.", err=True)

@@ -42,7 +42,8 @@ _OF_PRESETS = {"parity": False, "type_embed_num_features": 32, "radial_mlp_depth
 # Tensors that follow from others, or hold nothing.
 _DERIVED = (".output_mask", ".alpha", ".norm_const", "_empty", "_rmax_recip")
 _COMPILED = (".nequip.pt2", ".nequip.pth", ".nequip.so")
-_MOST_DEPTH = 60
+# A model that holds one module twice at every level would otherwise be walked through for ever.
+_MOST_DEPTH, _MOST_MODULES = 60, 20_000
 
 
 def recognises(path: str | os.PathLike[str]) -> bool:
@@ -54,7 +55,7 @@ def refuse_compiled(path: Path) -> None:
     """Raises `InputError` for what `nequip-compile` makes: machine code, whose weights only running it would give."""
     if path.name.lower().endswith(_COMPILED):
         raise InputError(
-            f"{path}: a model compiled by nequip-compile is a program that would have to be run to be read; convert the "
+            f"{path}: a model compiled by nequip-compile is a program that would have to be run; convert the "
             "package that it was compiled from (*.nequip.zip)"
         )
 
@@ -71,7 +72,7 @@ def read_package(path: str | os.PathLike[str]) -> Potential:
     try:
         config = _model_config(_yaml(texts[CONFIG], CONFIG))
         metadata = _yaml(texts[METADATA], METADATA)
-        state = dict(_tensors(root, "", 0))
+        state = dict(_tensors(root, "", 0, []))
         _check_norms(config, state)
         kept = {
             name: tensor for name, tensor in state.items() if tensor.numel() and not name.endswith(_DERIVED)
@@ -85,7 +86,7 @@ def read_package(path: str | os.PathLike[str]) -> Potential:
 
 
 def _yaml(text: str, name: str) -> dict[str, Any]:
-    """A plain YAML mapping. References inside it are refused: a few lines of them can stand for more than any memory."""
+    """A plain YAML mapping, without references inside it: a few lines of them can stand for more than any memory."""
     try:
         if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text)):
             raise InputError(
@@ -112,20 +113,23 @@ def _model_config(config: Mapping[str, Any]) -> dict[str, Any]:
         model = _OF_PRESETS | _PRESETS[preset] | given
     elif builder not in _BUILDERS:
         raise InputError(
-            f"its model is made by '{str(builder)[:80]}', of which only the package's own code knows what it is; equipes "
-            "reads models made by nequip.model.NequIPGNNModel"
+            f"its model is made by '{str(builder)[:80]}', of which only the package's own code knows what it is; "
+            "equipes reads models made by nequip.model.NequIPGNNModel"
         )
     if any("${" in str(value) for value in model.values()):
         raise InputError(f"its {CONFIG} has values that are not resolved (${{…}}); package the model anew")
     return {key: value for key, value in model.items() if key != "compile_mode"}
 
 
-def _tensors(record: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+def _tensors(record: Any, prefix: str, depth: int, seen: list[str]) -> Iterator[tuple[str, Tensor]]:
     """The parameters and buffers of a pickled module and those inside it, by their names in its state dict."""
     if not isinstance(record, Record) or not isinstance(record.state, dict) or depth > _MOST_DEPTH:
         raise InputError(
             f"its model has '{prefix or 'a root'}' that is no module; it is damaged, or of an unknown kind"
         )
+    seen.append(prefix)
+    if len(seen) > _MOST_MODULES:
+        raise InputError(f"its model has more than {_MOST_MODULES} modules; not read")
     for group in ("_parameters", "_buffers"):
         entries = record.attribute(group)
         for name, tensor in entries.items() if isinstance(entries, dict) else ():
@@ -134,7 +138,7 @@ def _tensors(record: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor
     inside = record.attribute("_modules")
     for name, module in inside.items() if isinstance(inside, dict) else ():
         if module is not None:
-            yield from _tensors(module, f"{prefix}{name}.", depth + 1)
+            yield from _tensors(module, f"{prefix}{name}.", depth + 1, seen)
 
 
 def _check_norms(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -151,10 +155,7 @@ def _check_norms(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None
     expected = torch.tensor(numbers, dtype=torch.float64).rsqrt()
     for name, tensor in state.items():
         if name.endswith(".norm_const"):
-            found = tensor.double().flatten()
-            if (
-                (len(found) not in (1, len(expected))
-                and len(expected) != 1)
-                or not torch.allclose(found, expected.expand(max(len(found), len(expected))), rtol=1e-5)
-            ):
+            sizes = {tensor.numel(), len(expected)} - {1}
+            wanted = expected.expand(max(sizes, default=1)) if len(sizes) < 2 else None
+            if wanted is None or not torch.allclose(tensor.double().flatten(), wanted, rtol=1e-5):
                 raise InputError(f"its model and its {CONFIG} disagree about avg_num_neighbors")

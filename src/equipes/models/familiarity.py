@@ -3,8 +3,8 @@
 The features are the invariant numbers that the last readout sees, as in J. P. Janet et al., Chem. Sci. 10, 7913
 (2019), doi:10.1039/C9SC02298H, and A. Zhu et al., J. Chem. Phys. 158, 164111 (2023), doi:10.1063/5.0136574. They are
 measured in units of their spread in the reference (Mahalanobis's metric), and an atom's distance is that to the nearest
-of some hundred reference atoms of its species: of the ways that were tried, the one that follows the true errors best
-(benchmarks/uncertainty.py). It costs one forward pass and needs no second model.
+of some hundred reference atoms of its species: none of the other ways that benchmarks/uncertainty.py tries follows the
+true errors better over all its frames, but for hundredths. It costs one forward pass and needs no second model.
 """
 
 from __future__ import annotations

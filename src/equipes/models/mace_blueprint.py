@@ -193,11 +193,7 @@ def _radial_basis(model: MACE, receiver: int, sender: int) -> Radial:
 
 
 def _radial(interaction: InteractionBlock, basis: Radial) -> Radial:
-    """With the sign of harmonics at -r, which is where MACE has them."""
-    form = interaction.form
-    signs = [(-1.0) ** path.l2 for path in form.paths for _ in range(form.irreps_in[path.block][0])]
-    sign = torch.tensor(signs, dtype=torch.float64)
-    return lambda t: interaction.radial_network(basis(t)) * sign
+    return lambda t: cast("Tensor", interaction.radial_network(basis(t)))
 
 
 def _density(weights: Tensor, basis: Radial) -> Radial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from equipes.report.figures import COLORS, INK, new_figure, styled
 
@@ -22,6 +23,7 @@ def green_kubo_plot(result: GreenKuboResult) -> Figure:
     first.plot(times[1:], result.correlation[1:], color=COLORS["forces"], lw=0.9)
     first.axhline(0, color=INK, lw=0.7)
     first.set(xlabel="time (ps)", xscale="log", title="correlation of the heat flux")
+    first.xaxis.set_minor_formatter(NullFormatter())  # its labels run into each other
     low, high = result.running - result.running_error, result.running + result.running_error
     second.fill_between(times, low, high, color=COLORS["energy"], alpha=0.25, lw=0)
     second.plot(times, result.running, color=COLORS["energy"])

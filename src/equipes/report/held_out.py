@@ -88,6 +88,7 @@ def write_page(
         if result.softening_robust is not None:
             slope = softening_plot(frames, predictions, result.softening_robust, result.name)
             figures[f"predicted over reference forces, {result.name}"] = slope
+        if result.per_element:
             title = f"{result.name}: mean absolute error of forces (meV/Å)"
             figures[f"errors of forces by element, {result.name}"] = element_map(result.per_element, title)
         worst.append(_worst(frames, predictions, result.name))

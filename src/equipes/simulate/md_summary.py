@@ -118,7 +118,7 @@ def _stationary(rows: list[Row], n_atoms: int) -> list[Check]:
             continue
         half = len(values) // 2
         one, two = np.array(values[:half]), np.array(values[half:])
-        errors = [mean_with_error(list(_detrended(part)))[1] for part in (one, two)]
+        errors = [mean_with_error(list(part))[1] for part in (one, two)]
         if None in errors:
             continue
         limit = _STANDARD_ERRORS * float(np.linalg.norm(np.array(errors, dtype=float))) / per
@@ -131,14 +131,6 @@ def _stationary(rows: list[Row], n_atoms: int) -> list[Check]:
             )
         )
     return found
-
-
-def _detrended(values: np.ndarray) -> np.ndarray:
-    """What scatters about a straight line: a trend must not excuse itself as an error."""
-    if len(values) < 3:
-        return values
-    x = np.arange(len(values))
-    return values - np.polyval(np.polyfit(x, values, 1), x)
 
 
 def _kept(rows: list[Row]) -> list[Row]:

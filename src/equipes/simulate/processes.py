@@ -47,13 +47,16 @@ def processes_for(calculator: BaseCalculator, atoms: int, items: int) -> int:
 
     One for a calculator that is not ours, whose state a copy of the process might share; one for a potential that is
     not frozen (autograd and GPUs do not outlive a copy); and one where processes cannot be copied (Windows) or had
-    better not be (macOS).
+    better not be (macOS). If there will be several, the calculator forgets what it calculated last.
     """
     if not isinstance(calculator, Calculator) or calculator.frozen is None:
         return 1
     if not sys.platform.startswith("linux") or multiprocessing.parent_process() is not None:
         return 1
-    return min(torch.get_num_threads(), items) if atoms >= _WORTHWHILE_ATOMS else 1
+    count = min(torch.get_num_threads(), items) if atoms >= _WORTHWHILE_ATOMS else 1
+    if count > 1:
+        calculator.reset()  # what it remembers was calculated with several threads, whose sums have another order
+    return count
 
 
 def spread(

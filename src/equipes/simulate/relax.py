@@ -19,6 +19,7 @@ from ase.optimize.optimize import Optimizer
 
 from equipes.errors import InputError
 from equipes.simulate.errors import SimulationError
+from equipes.simulate.results import Provenance, plain
 from equipes.simulate.safety import Distances, check_finite
 
 OptimizerName = Literal["lbfgs", "bfgs", "fire"]
@@ -30,6 +31,12 @@ _MASKS: dict[str, tuple[int, ...]] = {
     "in-plane": (1, 1, 0, 0, 0, 1),
 }
 _OPTIMIZERS: dict[str, type[Optimizer]] = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}
+_CITATIONS = {
+    "lbfgs": "D. C. Liu, J. Nocedal, Math. Program. 45, 503 (1989)",
+    "bfgs": "J. Nocedal, S. J. Wright, Numerical Optimization, 2nd ed. (2006)",
+    "fire": "E. Bitzek, P. Koskinen, F. Gähler, M. Moseler, P. Gumbsch, Phys. Rev. Lett. 97, 170201 (2006)",
+    "symmetry": "A. Togo, K. Shinohara, I. Tanaka, Sci. Technol. Adv. Mater. Methods 4, 2384822 (2024)",
+}
 # A cell that shrinks or grows this much has been lost, not relaxed.
 _VOLUME_FACTOR = 3.0
 _SYMMETRY_TOLERANCE = 0.01  # Å
@@ -50,6 +57,7 @@ class RelaxResult:
         max_stress_deviation_gpa: the largest component of stress + pressure; None where the cell was not relaxed.
         volume_before_ang3, volume_ang3: None without a cell.
         spacegroup_before, spacegroup: where symmetry was kept, else None.
+        provenance: method, citations, warnings.
     """
 
     atoms: ase.Atoms
@@ -63,12 +71,14 @@ class RelaxResult:
     max_stress_deviation_gpa: float | None
     volume_before_ang3: float | None
     volume_ang3: float | None
+    provenance: Provenance
     spacegroup_before: str | None = None
     spacegroup: str | None = None
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain JSON values; the structure as its cell parameters (Å and degrees)."""
-        values = {name: value for name, value in vars(self).items() if name != "atoms"}
+        values = {name: value for name, value in vars(self).items() if name not in ("atoms", "provenance")}
+        values["provenance"] = plain(self.provenance)
         return {**values, "n_atoms": len(self.atoms), "cell": self.atoms.cell.cellpar().tolist()}
 
 
@@ -163,7 +173,29 @@ def relax(
         volume_ang3=_volume(relaxed),
         spacegroup_before=before,
         spacegroup=_spacegroup(relaxed) if symmetry else None,
+        provenance=_provenance(with_cell, pressure, fmax, smax, symmetry, freedom, optimizer, converged),
     )
+
+
+def _provenance(
+    with_cell: bool,
+    pressure: float,
+    fmax: float,
+    smax: float,
+    symmetry: bool,
+    freedom: CellFreedom,
+    optimizer: OptimizerName,
+    converged: bool,
+) -> Provenance:
+    what = {"all": "cell", "hydrostatic": "volume", "in-plane": "cell in its plane"}[freedom]
+    method = (
+        f"Relaxation of the atoms{f' and the {what} at {pressure:g} GPa' if with_cell else ''} by"
+        f" {optimizer.upper()} until every force is below {fmax:g} eV/Å"
+        f"{f' and every component of stress + pressure below {smax:g} GPa' if with_cell else ''}"
+        f"{', keeping the space group' if symmetry else ''}"
+    )
+    citations = (_CITATIONS[optimizer], *([_CITATIONS["symmetry"]] if symmetry else []))
+    return Provenance(method, citations, (), () if converged else ("not converged",))
 
 
 def _steps_of(dynamics: Optimizer, steps: int) -> Iterator[int]:

@@ -22,6 +22,9 @@ from equipes.training.state import TrainingState
 from equipes.training.stream import Batch
 
 STATE_KEY = "equipes"
+# Replayed structures begin without any error. Absolute values would then pull with their full force in directions of
+# chance; squares do not, up to this error (in units of the loss), beyond which it counts as much as in absolute values.
+_REPLAY_DELTA = 0.05
 _STEPS_BETWEEN_GPU_CHECKS = 20
 
 
@@ -54,7 +57,8 @@ class TrainingModule(pl.LightningModule):
         self.state = TrainingState()
         self.moves = moves or Moves()
         self.adapters = self.moves.adapters
-        self.replay_weight = replay_weight
+        self.replay_weight = replay_weight / (2 * _REPLAY_DELTA)
+        self.replay_loss = Loss("huber", loss.scale, _REPLAY_DELTA)
         self.optimizer: Optimizer | None = None
         self.fingerprints = dict(fingerprints or {})
         self.learning_rate = 0.0
@@ -103,7 +107,9 @@ class TrainingModule(pl.LightningModule):
 
         share = self._share(batch, weights)
         if batch.replay is not None:
-            share = share + self.replay_weight * self._share(batch.replay, torch.ones_like(weights))
+            share = share + self.replay_weight * self._share(
+                batch.replay, torch.ones_like(weights), self.replay_loss
+            )
         for parameter in self._trainable:
             parameter.grad = None
         # DistributedDataParallel averages gradients over the processes; the loss is a sum over them.
@@ -121,12 +127,12 @@ class TrainingModule(pl.LightningModule):
         state.step += 1
         state.loss_steps += 1
 
-    def _share(self, batch: Batch, weights: Tensor) -> Tensor:
+    def _share(self, batch: Batch, weights: Tensor, loss: Loss | None = None) -> Tensor:
         """What this process's frames of a joint batch add to its loss."""
         labelled = batch.labelled
         _, with_forces, with_stress = (batch.counts * weights > 0).tolist()
         prediction = self.potential(labelled.graph, forces=with_forces, stress=with_stress)
-        sums = self.loss.sums(prediction, labelled)
+        sums = (loss or self.loss).sums(prediction, labelled)
         return weighted_mean(sums, batch.joint_counts.to(sums.device), weights.to(sums.device))
 
     def _rate_factor(self, progress: float) -> float:

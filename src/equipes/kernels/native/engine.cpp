@@ -878,7 +878,7 @@ void Engine<T>::sweep_forward(Team team, Pass& pass, const double* vectors, doub
   const Plan& plan = pass.plan;
   {
     const Timer timer(team, Routine::kGeometry);
-    harmonics_of_edges<T>(team, plan, vectors, spec_.l_max, spec_.inverted, pass.geometry, pass.harmonics);
+    harmonics_of_edges<T>(team, plan, vectors, spec_.l_max, pass.geometry, pass.harmonics);
     pass.basis.evaluate(team, plan, Channels<T>::padded(spec_.n_roots), pass.basis_rows);
   }
   const T* embedding = pass.values[embedding_];

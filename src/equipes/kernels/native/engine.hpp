@@ -52,7 +52,6 @@ struct ModelSpec {
   std::vector<LayerSpec> layers;
   std::vector<int> readout_widths;  // hidden layers of the readout
   Repulsion repulsion;
-  bool inverted = false;  // harmonics are those of the opposite vectors
   double gain = 2.0;  // square of the factor of the activations in networks
   double species_fan_in = 1.0;  // of the species' matrices in MACE's layers, beside the channels
 };

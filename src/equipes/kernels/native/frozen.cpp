@@ -148,7 +148,8 @@ Frozen<T>::Frozen(const FrozenSpec& spec)
           "a table of species has a wrong size");
   require(repulsion_.power == 0 ||
               (repulsion_.charge_product.size() == pairs && repulsion_.inverse_length.size() == pairs &&
-               (repulsion_.cutoffs.empty() || repulsion_.cutoffs.size() == pairs)),
+               (repulsion_.cutoffs.empty() || repulsion_.cutoffs.size() == pairs) &&
+               repulsion_.screening.size() % 2 == 0),
           "a table of the repulsion has a wrong size");
   require(!spec.layers.empty(), "there are no layers");
   interval_at_.resize(4 * intervals_);

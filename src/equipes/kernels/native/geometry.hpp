@@ -48,11 +48,9 @@ void raise(int l_max, const Doubles* u, const Doubles* y, const Doubles (*dy)[3]
 
 }  // namespace detail
 
-// Y of the unit vectors and dY/dr, for the team's edges; each Y_{l+1} is a polynomial made of Y_l and Y_1. `inverted` gives
-// those at the opposite vectors.
+// Y of the unit vectors and dY/dr, for the team's edges; each Y_{l+1} is a polynomial made of Y_l and Y_1.
 template <class T>
-void harmonics_of_edges(Team team, const Plan& plan, const double* vectors, int l_max, bool inverted, Geometry& geometry,
-                        T* harmonics) {
+void harmonics_of_edges(Team team, const Plan& plan, const double* vectors, int l_max, Geometry& geometry, T* harmonics) {
   using detail::Doubles;
   constexpr int n = kLanes<double>;
   constexpr int kCount = (kMaxL + 1) * (kMaxL + 1);
@@ -77,12 +75,6 @@ void harmonics_of_edges(Team team, const Plan& plan, const double* vectors, int 
       detail::raise<1>(l_max, u, y + 1, dy + 1, y + 4, dy + 4);
     }
     for (int c = 0; c < 3; ++c) store<double>(geometry.direction + c * stride + start, u[c]);
-    if (inverted)
-      for (int l = 1; l <= l_max; l += 2)
-        for (int m = l * l; m < (l + 1) * (l + 1); ++m) {
-          y[m] = -y[m];
-          for (int c = 0; c < 3; ++c) dy[m][c] = -dy[m][c];
-        }
     for (int m = 0; m < count; ++m) {
       for (int k = 0; k < n; ++k) harmonics[m * stride + start + k] = T(y[m][k]);
       // The polynomials hold off the unit sphere too; only the change of direction counts: (1 - u uᵀ) / r.

@@ -1,4 +1,8 @@
-"""What the native engine is told of a MACE model."""
+"""What the native engine is told of a MACE model.
+
+MACE has the harmonics at the opposite vectors, the engine and the frozen form have not: that is the inverted structure,
+and its energy is the same.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from equipes.nn import SILU_SCALE, AgnesiTransform, CovalentZBL, ScalarMLP, Soft
 
 
 def recipe(model: MACE) -> Recipe | None:
-    """None for a model with density blocks, or of a degree that the native code was not built for."""
+    """None for a model with density blocks or several mean numbers of neighbours, or of a degree that the native code
+    was not built for."""
     extension = native.module()
     interactions = cast("list[InteractionBlock]", list(model.interactions))
     products = cast("list[ProductBlock]", list(model.products))
@@ -24,6 +29,7 @@ def recipe(model: MACE) -> Recipe | None:
         extension is None
         or model.max_ell > extension.max_l
         or any(interaction.density is not None for interaction in interactions)
+        or len({interaction.avg_num_neighbors for interaction in interactions}) > 1
         or any(len(table.degrees) > extension.max_degree for table in tables)
         or any(max(table.inputs, table.outputs) > extension.max_components for table in tables)
     ):

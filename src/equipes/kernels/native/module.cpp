@@ -87,7 +87,6 @@ ModelSpec model(nb::dict given) {
     spec.layers.push_back(std::move(result));
   }
   if (given.contains("species_fan_in")) {  // what MACE has differently
-    spec.inverted = true;
     spec.gain = nb::cast<double>(given["gain"]);
     spec.species_fan_in = nb::cast<double>(given["species_fan_in"]);
     spec.basis.factor = nb::cast<double>(given["basis_factor"]);
