@@ -39,9 +39,8 @@ class Carried:
         """J = Σ (U_i + m v² / 2) v_i + W_i v_i, `[3]`, eV Å/fs.
 
         `rest` is taken off U and W. What an atom that only vibrates around its place carries at rest comes back with
-        it: that part of J is the derivative of something bounded, which conducts nothing and makes noise (A.
-            Marcolongo, P. Umari, S. Baroni,
-        Nat. Phys. 12, 80, 2016; F. Knoop, M. Scheffler, C. Carbogno, Phys. Rev. B 107, 224304, 2023).
+        it: that part of J is the derivative of something bounded, which conducts nothing and makes noise
+        (A. Marcolongo, P. Umari, S. Baroni, Nat. Phys. 12, 80, 2016; F. Knoop, M. Scheffler, C. Carbogno, Phys. Rev. B 107, 224304, 2023).
         """
         v = atoms.get_velocities() * units.fs  # Å/fs
         energies = 0.5 * atoms.get_masses() * np.einsum("na,na->n", v, v) / units.fs**2 + self.energies
