@@ -40,7 +40,8 @@ class Carried:
 
         `rest` is taken off U and W. What an atom that only vibrates around its place carries at rest comes back with
         it: that part of J is the derivative of something bounded, which conducts nothing and makes noise
-        (A. Marcolongo, P. Umari, S. Baroni, Nat. Phys. 12, 80, 2016; F. Knoop, M. Scheffler, C. Carbogno, Phys. Rev. B 107, 224304, 2023).
+        (A. Marcolongo, P. Umari, S. Baroni, Nat. Phys. 12, 80, 2016; F. Knoop, M. Scheffler, C. Carbogno, Phys. Rev. B
+        107, 224304, 2023).
         """
         v = atoms.get_velocities() * units.fs  # Å/fs
         energies = 0.5 * atoms.get_masses() * np.einsum("na,na->n", v, v) / units.fs**2 + self.energies
