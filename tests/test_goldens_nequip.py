@@ -159,7 +159,7 @@ def test_conversion_refuses_what_it_does_not_understand() -> None:
         from_nequip(config, weights | {"model.func.extra": np.zeros(3)})
     with pytest.raises(InputError, match=r"num_features = \[6, 5, 3\].*linear_1\.weight' are 77 numbers"):
         from_nequip(config | {"num_features": [6, 5, 3]}, weights)
-    with pytest.raises(InputError, match="shape|radial_mlp_width"):
+    with pytest.raises(InputError, match=r"shape|radial_mlp_width"):
         from_nequip(config | {"radial_mlp_width": 17}, weights)
 
 
