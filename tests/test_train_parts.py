@@ -19,7 +19,7 @@ from equipes.models import build
 from equipes.training.config import TrainConfig
 from equipes.training.ema import average_of, update_average
 from equipes.training.losses import Loss, label_counts, weighted_mean
-from equipes.training.optimizers import build_optimizer, set_learning_rate
+from equipes.training.optimizers import build_optimizer, default_optimizer, set_learning_rate
 from equipes.training.records import MetricsFile, SafeCheckpointIO
 from equipes.training.schedules import Budget, Clock, learning_rate_factor, stepwise
 from equipes.training.soap import SOAP
@@ -285,6 +285,11 @@ def test_optimizers_minimise_and_resume_exactly(name: str, tmp_path: Path) -> No
     train_toy(again, optimizer, 25)
     for left, right in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(left, right)
+
+
+def test_only_weights_of_order_one_take_soap_by_default() -> None:
+    names = ("nequip", "sevennet", "mace", "schnet", "physnet", "ani", "fine-tuned")
+    assert [default_optimizer(name) for name in names] == ["soap"] * 3 + ["adamw"] * 4
 
 
 def test_soap_does_not_depend_on_the_axes() -> None:

@@ -104,7 +104,8 @@ class TrainConfig(Section):
     )
     seed: int = 0
     optimizer: Literal["adamw", "soap"] | None = Field(
-        default=None, description="null: soap, and adamw where a trained potential is tuned"
+        default=None,
+        description="null: soap for equivariant models from scratch; adamw for others and for fine-tuning",
     )
     learning_rate: PositiveFloat | None = Field(
         default=None, description="peak; null: a good one for the optimiser"

@@ -28,7 +28,7 @@ from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.models import Potential
 from equipes.training.config import Config, DataConfig, Size
-from equipes.training.optimizers import AFTER_PRETRAINING, FINE_TUNING, PEAK_LEARNING_RATE
+from equipes.training.optimizers import AFTER_PRETRAINING, FINE_TUNING, PEAK_LEARNING_RATE, default_optimizer
 
 _MAX_DEFAULT_VALIDATION = 200
 _SAMPLE = 50
@@ -152,7 +152,7 @@ def prepare(config: Config, splits: Splits, base: Potential | None = None) -> Pr
     has_stress = any(frame.stress is not None for frame in splits.train)
     steps_per_pass = math.ceil(len(train) / batch_size)
     val_batches = math.ceil(len(val) / batch_size)
-    optimizer = config.train.optimizer or ("soap" if base is None else "adamw")
+    optimizer = config.train.optimizer or default_optimizer(config.model.architecture)
     chosen: dict[str, Any] = {
         "batch_size": batch_size,
         "optimizer": optimizer,

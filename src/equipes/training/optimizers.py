@@ -21,6 +21,15 @@ AFTER_PRETRAINING = 0.2
 """The same after pre-training on cheap labels, which are farther from the true ones."""
 
 
+# Their weights are all of order one, so one learning rate serves them. SOAP at that rate diverges for others.
+_UNIT_WEIGHTS = ("nequip", "sevennet", "mace")
+
+
+def default_optimizer(architecture: str) -> str:
+    """The optimiser that a training takes if it is not told: `soap` from scratch where the architecture stands it."""
+    return "soap" if architecture in _UNIT_WEIGHTS else "adamw"
+
+
 @dataclass(frozen=True)
 class Moves:
     """What of a model an optimiser moves: its trainable parameters, or adapters in the place of some.
@@ -51,7 +60,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, moves: Moves | None =
     Its parameter groups carry `peak_lr`; `set_learning_rate` scales them.
     """
     moved = (moves or Moves()).tensors(model)
-    name = config.optimizer or "soap"
+    name = config.optimizer or "adamw"
     peak = config.learning_rate or PEAK_LEARNING_RATE[name]
     groups = []
     for rate in dict.fromkeys(rate for _, rate in moved):
