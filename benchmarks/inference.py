@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py                        against nequip and sevenn, one thread and all cores
     python benchmarks/inference.py --model mace           a MACE model, against mace-torch and symmetrix-xl
+    python benchmarks/inference.py --crystals SiO2 Cu --atoms 512 --peers sevenn
     python benchmarks/inference.py --atoms 20000 --peers  equipes alone, a larger crystal
 
 The model has the sizes of SevenNet-0: 5 layers, 128x0e+64x1o+32x2e, 5 Å, radial network 2×64, float32. nequip runs
@@ -110,7 +111,10 @@ def main() -> None:
     tables.add_peer_options(parser, [], ["nequip", "sevenn", "mace", "symmetrix"])
     parser.set_defaults(peers=None)
     parser.add_argument("--model", choices=MODELS, default="sevennet-0", help="default: %(default)s")
-    parser.add_argument("--atoms", nargs="*", type=int, default=None, help=f"of silicon, default: {ATOMS}")
+    parser.add_argument("--atoms", nargs="*", type=int, default=None, help=f"of crystals, default: {ATOMS}")
+    parser.add_argument(
+        "--crystals", nargs="*", choices=["Si", "SiO2", "Cu"], default=["Si"], help="default: %(default)s"
+    )
     parser.add_argument(
         "--skin", type=float, help="Å, of equipes's neighbour list; default: the calculator's"
     )
@@ -130,9 +134,10 @@ def _run(options: argparse.Namespace) -> None:
     table = programs(options)
     sizes = options.atoms if options.atoms is not None else ([64] if options.quick else ATOMS)
     cases = {"aspirin": systems.molecules("aspirin", 1)[0]}
-    for size in sizes:
-        crystal = systems.silicon(size)[0]
-        cases[f"Si {len(crystal)}"] = crystal
+    for name in options.crystals:
+        for size in sizes:
+            crystal = systems.silicon(size)[0] if name == "Si" else systems.crystal(name, size)
+            cases[f"{name} {len(crystal)}"] = crystal
     rows = []
     for threads in [1] if options.quick and options.threads is None else tables.threads_of(options):
         for name, atoms in cases.items():

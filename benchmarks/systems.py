@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from equipes.benchmark import CRYSTALS
 from equipes.data import Units, read_frames
 
 # The sizes of MACE-MP-0 small but for the cutoff, which there is 6 Å; weights are random.
@@ -57,3 +58,15 @@ def silicon(atoms: int, count: int = 1) -> list[Atoms]:
         )
         result.append(crystal)
     return result
+
+
+def crystal(name: str, atoms: int) -> Atoms:
+    """A block of a crystal of `equipes benchmark crystals`, about as wide in each direction, atoms displaced."""
+    cell = next(item for item in CRYSTALS if item.name == name).make()
+    times = [1, 1, 1]
+    while len(cell) * np.prod(times) < 0.8 * atoms:
+        times[int(np.argmin(cell.cell.lengths() * times))] += 1
+    block = cell * times
+    block.rattle(0.05, seed=0)
+    block.calc = SinglePointCalculator(block, energy=0.0, forces=np.zeros((len(block), 3)))
+    return block
