@@ -24,7 +24,7 @@ from equipes.foundation.registry import published
 from equipes.simulate import Store
 from equipes.simulate.evaluations import evaluate
 
-pytest.importorskip("dftd3")
+pytest.importorskip("dftd3", reason="dftd3 is not installed (pip install 'equipes[dispersion]')")
 
 
 class Nothing(LennardJones):
