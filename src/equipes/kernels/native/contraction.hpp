@@ -4,10 +4,17 @@
 //   forward   m, and how it changes with A and c
 //   reverse   from cotangents g of m: those of A and c, or how they change with A, c and g
 //
-// Derivatives of a monomial are its products without one factor, of which nothing is kept.
+// Monomials are walked through as a tree, by Horner's rule: those that begin with the same factors hang from the same node,
+//
+//   V(node) = c[node] + Σ_children A[child] V(child),   m = V(root),
+//
+// so that a term costs one multiplication and addition, and one more on the way back, of which nothing is kept.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <map>
 #include <stdexcept>
 #include <vector>
 
@@ -33,8 +40,19 @@ struct ContractionTable {
 
   int coefficients() const { return int(output.size()); }
 
-  // Throws if an index leads nowhere.
-  void check(int weights) const {
+  // The terms of every component of m as a tree. A node stands for the product of its factors from the root down; its
+  // children are nodes [first, last) of the next level, each by the factor that it adds.
+  struct Node {
+    std::int32_t factor;
+    std::int32_t coefficient;  // place in `order`; the one after the last: there is none
+    std::int32_t first, last;
+  };
+  std::array<std::vector<Node>, kMaxDegree> nodes = {};  // by level
+  std::vector<std::int32_t> roots = {};  // [outputs + 1] the nodes of the first level that belong to each component of m
+  std::vector<std::int32_t> order = {};  // [coefficients] as the tree meets them
+
+  // Throws if an index leads nowhere; then makes the tree.
+  void check(int weights) {
     const auto require = [](bool condition) {
       if (!condition) throw std::invalid_argument("a table of the symmetric contraction does not fit");
     };
@@ -62,6 +80,51 @@ struct ContractionTable {
     require(row.empty() || row.back() == std::int32_t(weight.size()));
     require(weight.size() == coupling.size());
     within(weight, weights);
+    make_tree();
+  }
+
+ private:
+  using Monomial = std::vector<std::int32_t>;
+
+  void make_tree() {
+    const std::int32_t none = coefficients();
+    // The coefficients of each component's monomials and, without one, of what these begin with, level by level.
+    std::vector<std::array<std::map<Monomial, std::int32_t>, kMaxDegree>> found(outputs);
+    for (std::size_t d = 0; d < degrees.size(); ++d)
+      for (std::size_t t = 0; t + 1 < degrees[d].begin.size(); ++t)
+        for (std::int32_t e = degrees[d].begin[t]; e < degrees[d].begin[t + 1]; ++e) {
+          Monomial monomial(degrees[d].factors.begin() + t * (d + 1), degrees[d].factors.begin() + (t + 1) * (d + 1));
+          if (!found[output[e]][d].emplace(monomial, e).second)
+            throw std::invalid_argument("a monomial of the symmetric contraction occurs twice");
+          while (monomial.size() > 1) {
+            monomial.pop_back();
+            found[output[e]][monomial.size() - 1].emplace(monomial, none);
+          }
+        }
+    for (auto& level : nodes) level.clear();
+    order.clear();
+    roots = {0};
+    for (const auto& levels : found) {
+      std::array<std::int32_t, kMaxDegree> start;
+      for (int d = 0; d < kMaxDegree; ++d) start[d] = std::int32_t(nodes[d].size());
+      for (int d = 0; d < kMaxDegree; ++d) {
+        // Both levels are sorted, so that the children of one node lie side by side.
+        auto child = d + 1 < kMaxDegree ? levels[d + 1].begin() : levels[d].end();
+        std::int32_t at = d + 1 < kMaxDegree ? start[d + 1] : 0;
+        for (const auto& [monomial, e] : levels[d]) {
+          Node node{monomial.back(), none, at, at};
+          if (d + 1 < kMaxDegree)
+            for (; child != levels[d + 1].end() && std::equal(monomial.begin(), monomial.end(), child->first.begin()); ++child)
+              node.last = ++at;
+          if (e != none) {
+            node.coefficient = std::int32_t(order.size());
+            order.push_back(e);
+          }
+          nodes[d].push_back(node);
+        }
+      }
+      roots.push_back(std::int32_t(nodes[0].size()));
+    }
   }
 };
 
