@@ -52,109 +52,152 @@ template <class T>
   sum += x * y;
 }
 
-// V of a node, whose children are on `Level`; the root's are on the first. Changing: whether coefficients change.
-template <class T, int B, bool Dual, bool Changing, int Degree, int Level>
-[[gnu::always_inline]] inline Number<T, B, Dual> value_of(const ContractionTable& table, const ContractionTable::Node& node,
-                                                          const Coefficients<T>& c, const Number<T, B, Dual>* a) {
-  using Node = ContractionTable::Node;
+// Calls single(number of its coefficient, its factor) and pair(number of its coefficient, both factors) for what hangs from
+// a node of the last level.
+template <class S, class P>
+[[gnu::always_inline]] inline void for_terms(const ContractionTable& table, const ContractionTable::Node& node, S&& single,
+                                             P&& pair) {
+  for (std::int32_t t = node.first_single; t < node.last_single; ++t)
+    single(table.singles[t].coefficient, table.singles[t].factor);
+  for (std::int32_t t = node.first_pair; t < node.last_pair; ++t)
+    pair(table.pairs[t].coefficient, table.pairs[t].factor_1, table.pairs[t].factor_2);
+}
+
+// A coefficient for B atoms. Changing: whether coefficients change.
+template <class T, int B, bool Dual, bool Changing>
+[[gnu::always_inline]] inline Number<T, B, Dual> number_of(const Coefficients<T>& c, std::int32_t k) {
   Number<T, B, Dual> v;
   unroll<B>([&](auto b) EQUIPES_INLINE {
-    v.value[b] = c.values[node.coefficient];
-    if constexpr (Dual) v.change[b] = Changing ? c.changes[node.coefficient] : Vector<T>{};
+    v.value[b] = c.values[k];
+    if constexpr (Dual) v.change[b] = Changing ? c.changes[k] : Vector<T>{};
   });
-  const Node* nodes = table.nodes[Level].data();
-  for (const Node* child = nodes + node.first; child != nodes + node.last; ++child) {
-    const Number<T, B, Dual>& factor = a[child->factor];
-    if constexpr (Level == Degree - 1) {
-      const Vector<T> leaf = c.values[child->coefficient];
-      unroll<B>([&](auto b) EQUIPES_INLINE {
-        multiply_add<T>(v.value[b], leaf, factor.value[b]);
-        if constexpr (Dual) multiply_add<T>(v.change[b], leaf, factor.change[b]);
-        if constexpr (Changing) multiply_add<T>(v.change[b], c.changes[child->coefficient], factor.value[b]);
-      });
-    } else {
-      const Number<T, B, Dual> u = value_of<T, B, Dual, Changing, Degree, Level + 1>(table, *child, c, a);
-      unroll<B>([&](auto b) EQUIPES_INLINE {
-        multiply_add<T>(v.value[b], u.value[b], factor.value[b]);
-        if constexpr (Dual) {
-          multiply_add<T>(v.change[b], u.value[b], factor.change[b]);
-          multiply_add<T>(v.change[b], u.change[b], factor.value[b]);
-        }
-      });
+  return v;
+}
+
+// sum += c x for a coefficient.
+template <class T, int B, bool Dual, bool Changing>
+[[gnu::always_inline]] inline void add_scaled(Number<T, B, Dual>& sum, const Coefficients<T>& c, std::int32_t k,
+                                              const Number<T, B, Dual>& x) {
+  const Vector<T> value = c.values[k];
+  unroll<B>([&](auto b) EQUIPES_INLINE {
+    multiply_add<T>(sum.value[b], value, x.value[b]);
+    if constexpr (Dual) multiply_add<T>(sum.change[b], value, x.change[b]);
+    if constexpr (Changing) multiply_add<T>(sum.change[b], c.changes[k], x.value[b]);
+  });
+}
+
+// sum += x y.
+template <class T, int B, bool Dual>
+[[gnu::always_inline]] inline void add_product(Number<T, B, Dual>& sum, const Number<T, B, Dual>& x,
+                                               const Number<T, B, Dual>& y) {
+  unroll<B>([&](auto b) EQUIPES_INLINE {
+    multiply_add<T>(sum.value[b], x.value[b], y.value[b]);
+    if constexpr (Dual) {
+      multiply_add<T>(sum.change[b], x.value[b], y.change[b]);
+      multiply_add<T>(sum.change[b], x.change[b], y.value[b]);
     }
+  });
+}
+
+// sum += x y or, of dual numbers, its change.
+template <class T, int B, bool Dual>
+[[gnu::always_inline]] inline void add_cotangent(Number<T, B, false>& sum, const Number<T, B, Dual>& x,
+                                                 const Number<T, B, Dual>& y) {
+  unroll<B>([&](auto b) EQUIPES_INLINE {
+    if constexpr (Dual) {
+      multiply_add<T>(sum.value[b], x.value[b], y.change[b]);
+      multiply_add<T>(sum.value[b], x.change[b], y.value[b]);
+    } else {
+      multiply_add<T>(sum.value[b], x.value[b], y.value[b]);
+    }
+  });
+}
+
+// V of a node of a level.
+template <class T, int B, bool Dual, bool Changing, int Last, int Level>
+[[gnu::always_inline]] inline Number<T, B, Dual> value_of(const ContractionTable& table, const ContractionTable::Node& node,
+                                                          const Coefficients<T>& c, const Number<T, B, Dual>* a) {
+  Number<T, B, Dual> v = number_of<T, B, Dual, Changing>(c, node.coefficient);
+  if constexpr (Level < Last) {
+    for (std::int32_t k = node.first; k < node.last; ++k) {
+      const ContractionTable::Node& child = table.nodes[Level + 1][k];
+      add_product<T, B, Dual>(v, value_of<T, B, Dual, Changing, Last, Level + 1>(table, child, c, a), a[child.factor]);
+    }
+  } else {
+    for_terms(
+        table, node,
+        [&](std::int32_t k, std::int32_t factor)
+            EQUIPES_INLINE { add_scaled<T, B, Dual, Changing>(v, c, k, a[factor]); },
+        [&](std::int32_t k, std::int32_t factor_1, std::int32_t factor_2) EQUIPES_INLINE {
+          add_scaled<T, B, Dual, Changing>(v, c, k, times<T, B, Dual>(a[factor_1], a[factor_2]));
+        });
   }
   return v;
 }
 
 // The same, and from the cotangent w of V those of A and c, which are added to `result` and `c.sums`: with Dual their changes.
-template <class T, int B, bool Dual, bool Changing, bool Sums, int Degree, int Level>
+template <class T, int B, bool Dual, bool Changing, bool Sums, int Last, int Level>
 [[gnu::always_inline]] inline Number<T, B, Dual> reverse_of(const ContractionTable& table,
                                                             const ContractionTable::Node& node, const Coefficients<T>& c,
                                                             const Number<T, B, Dual>* a, const Number<T, B, Dual>& w,
                                                             Number<T, B, false>* result) {
-  using Node = ContractionTable::Node;
-  Number<T, B, Dual> v;
-  unroll<B>([&](auto b) EQUIPES_INLINE {
-    v.value[b] = c.values[node.coefficient];
-    if constexpr (Dual) v.change[b] = Changing ? c.changes[node.coefficient] : Vector<T>{};
-  });
-  const auto add_up = [&](const Number<T, B, Dual>& cotangent, std::int32_t coefficient) EQUIPES_INLINE {
-    Vector<T> sum = c.sums[coefficient];
+  Number<T, B, Dual> v = number_of<T, B, Dual, Changing>(c, node.coefficient);
+  const auto w_times = [&](std::int32_t k) EQUIPES_INLINE {
+    Number<T, B, Dual> u = {};
+    add_scaled<T, B, Dual, Changing>(u, c, k, w);
+    return u;
+  };
+  // The cotangent of a coefficient that is multiplied by w and x.
+  const auto add_up = [&](std::int32_t k, const Number<T, B, Dual>& x) EQUIPES_INLINE {
+    Number<T, B, false> sum = {};
+    add_cotangent<T, B, Dual>(sum, w, x);
+    unroll<B>([&](auto b) EQUIPES_INLINE { c.sums[k] += sum.value[b]; });
+  };
+  if constexpr (Sums && Level > 0)
     unroll<B>([&](auto b) EQUIPES_INLINE {
       if constexpr (Dual)
-        sum += cotangent.change[b];
+        c.sums[node.coefficient] += w.change[b];
       else
-        sum += cotangent.value[b];
+        c.sums[node.coefficient] += w.value[b];
     });
-    c.sums[coefficient] = sum;
-  };
-  if constexpr (Sums && Level > 0) add_up(w, node.coefficient);
-  const Node* nodes = table.nodes[Level].data();
-  for (const Node* child = nodes + node.first; child != nodes + node.last; ++child) {
-    const Number<T, B, Dual>& factor = a[child->factor];
-    Number<T, B, false>& target = result[child->factor];
-    if constexpr (Level == Degree - 1) {
-      const Vector<T> leaf = c.values[child->coefficient];
-      unroll<B>([&](auto b) EQUIPES_INLINE {
-        multiply_add<T>(v.value[b], leaf, factor.value[b]);
-        if constexpr (Dual) multiply_add<T>(v.change[b], leaf, factor.change[b]);
-        if constexpr (Changing) multiply_add<T>(v.change[b], c.changes[child->coefficient], factor.value[b]);
-        if constexpr (Dual)
-          multiply_add<T>(target.value[b], leaf, w.change[b]);
-        else
-          multiply_add<T>(target.value[b], leaf, w.value[b]);
-        if constexpr (Changing) multiply_add<T>(target.value[b], c.changes[child->coefficient], w.value[b]);
-      });
-      if constexpr (Sums) add_up(times<T, B, Dual>(w, factor), child->coefficient);
-    } else {
-      const Number<T, B, Dual> u = reverse_of<T, B, Dual, Changing, Sums, Degree, Level + 1>(
-          table, *child, c, a, times<T, B, Dual>(w, factor), result);
-      unroll<B>([&](auto b) EQUIPES_INLINE {
-        multiply_add<T>(v.value[b], u.value[b], factor.value[b]);
-        if constexpr (Dual) {
-          multiply_add<T>(v.change[b], u.value[b], factor.change[b]);
-          multiply_add<T>(v.change[b], u.change[b], factor.value[b]);
-          multiply_add<T>(target.value[b], u.value[b], w.change[b]);
-          multiply_add<T>(target.value[b], u.change[b], w.value[b]);
-        } else {
-          multiply_add<T>(target.value[b], u.value[b], w.value[b]);
-        }
-      });
+  if constexpr (Level < Last) {
+    for (std::int32_t k = node.first; k < node.last; ++k) {
+      const ContractionTable::Node& child = table.nodes[Level + 1][k];
+      const Number<T, B, Dual> u = reverse_of<T, B, Dual, Changing, Sums, Last, Level + 1>(
+          table, child, c, a, times<T, B, Dual>(w, a[child.factor]), result);
+      add_product<T, B, Dual>(v, u, a[child.factor]);
+      add_cotangent<T, B, Dual>(result[child.factor], w, u);
     }
+  } else {
+    for_terms(
+        table, node,
+        [&](std::int32_t k, std::int32_t factor) EQUIPES_INLINE {
+          add_scaled<T, B, Dual, Changing>(v, c, k, a[factor]);
+          const Number<T, B, Dual> u = w_times(k);
+          unroll<B>([&](auto b) EQUIPES_INLINE {
+            if constexpr (Dual)
+              result[factor].value[b] += u.change[b];
+            else
+              result[factor].value[b] += u.value[b];
+          });
+          if constexpr (Sums) add_up(k, a[factor]);
+        },
+        [&](std::int32_t k, std::int32_t factor_1, std::int32_t factor_2) EQUIPES_INLINE {
+          const Number<T, B, Dual> product = times<T, B, Dual>(a[factor_1], a[factor_2]), u = w_times(k);
+          add_scaled<T, B, Dual, Changing>(v, c, k, product);
+          add_cotangent<T, B, Dual>(result[factor_1], u, a[factor_2]);
+          add_cotangent<T, B, Dual>(result[factor_2], u, a[factor_1]);
+          if constexpr (Sums) add_up(k, product);
+        });
   }
   return v;
 }
 
-// The root of the terms of a component of m.
-inline ContractionTable::Node root_of(const ContractionTable& table, int output) {
-  return {0, table.coefficients(), table.roots[output], table.roots[output + 1]};
-}
-
-// Calls f with the highest degree as a number known to the compiler.
+// Calls f with the tree's last level as a number known to the compiler.
 template <class F>
-[[gnu::always_inline]] inline void for_highest_degree(const ContractionTable& table, F&& f) {
-  unroll<kMaxDegree>([&](auto d) EQUIPES_INLINE {
-    if (d + 1 == int(table.degrees.size())) f(std::integral_constant<int, d + 1>{});
+[[gnu::always_inline]] inline void for_last_level(const ContractionTable& table, F&& f) {
+  unroll<kMaxDegree - 1>([&](auto level) EQUIPES_INLINE {
+    if (level == table.last_level()) f(level);
   });
 }
 
@@ -163,9 +206,9 @@ void forward_atoms(const ContractionJob<T>& job, const Coefficients<T>& c, const
   const ContractionTable& table = *job.table;
   Number<T, B, Dual> a[kMaxComponents];
   gather<T, B, Dual>(job.a, job.a_tangent, table.inputs, atoms, channel, a);
-  for_highest_degree(table, [&](auto degree) {
+  for_last_level(table, [&](auto last) {
     for (int k = 0; k < table.outputs; ++k) {
-      const Number<T, B, Dual> m = value_of<T, B, Dual, Changing, degree, 0>(table, root_of(table, k), c, a);
+      const Number<T, B, Dual> m = value_of<T, B, Dual, Changing, last, 0>(table, table.nodes[0][k], c, a);
       for (int b = 0; b < B; ++b) {
         if (job.m != nullptr) store<T>(job.m[k].data + atoms[b] * job.m[k].stride + channel, m.value[b]);
         if constexpr (Dual)
@@ -183,9 +226,9 @@ void reverse_atoms(const ContractionJob<T>& job, const Coefficients<T>& c, const
   gather<T, B, Dual>(job.a, job.a_tangent, table.inputs, atoms, channel, a);
   gather<T, B, Dual>(job.m, job.m_tangent, table.outputs, atoms, channel, g);
   for (int k = 0; k < table.inputs; ++k) result[k] = Number<T, B, false>{};
-  for_highest_degree(table, [&](auto degree) {
+  for_last_level(table, [&](auto last) {
     for (int k = 0; k < table.outputs; ++k)
-      reverse_of<T, B, Dual, Changing, Sums, degree, 0>(table, root_of(table, k), c, a, g[k], result);
+      reverse_of<T, B, Dual, Changing, Sums, last, 0>(table, table.nodes[0][k], c, a, g[k], result);
   });
   for (int k = 0; k < table.inputs; ++k)
     for (int b = 0; b < B; ++b)

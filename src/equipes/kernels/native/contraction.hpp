@@ -6,9 +6,9 @@
 //
 // Monomials are walked through as a tree, by Horner's rule: those that begin with the same factors hang from the same node,
 //
-//   V(node) = c[node] + Σ_children A[child] V(child),   m = V(root),
+//   V(node) = c[node] + Σ_children A[child] V(child),   m = V(root);
 //
-// so that a term costs one multiplication and addition, and one more on the way back, of which nothing is kept.
+// cotangents go down the same tree in the same walk, and nothing is kept.
 #pragma once
 
 #include <algorithm>
@@ -40,16 +40,26 @@ struct ContractionTable {
 
   int coefficients() const { return int(output.size()); }
 
-  // The terms of every component of m as a tree. A node stands for the product of its factors from the root down; its
-  // children are nodes [first, last) of the next level, each by the factor that it adds.
+  // The terms of every component of m as a tree. A node stands for the product of its factors from the root down, and a level
+  // has nodes of as many factors. The last level is that of all factors but two: what follows there are lists of one factor
+  // more and of two, since few terms share more than that.
   struct Node {
     std::int32_t factor;
     std::int32_t coefficient;  // place in `order`; the one after the last: there is none
-    std::int32_t first, last;
+    std::int32_t first, last;  // children, of the next level
+    std::int32_t first_single, last_single, first_pair, last_pair;  // on the last level
   };
-  std::array<std::vector<Node>, kMaxDegree> nodes = {};  // by level
-  std::vector<std::int32_t> roots = {};  // [outputs + 1] the nodes of the first level that belong to each component of m
+  struct Single {
+    std::int32_t factor, coefficient;
+  };
+  struct Pair {
+    std::int32_t factor_1, factor_2, coefficient;
+  };
+  std::array<std::vector<Node>, kMaxDegree - 1> nodes = {};  // by level; the first has the root of each component of m
+  std::vector<Single> singles = {};
+  std::vector<Pair> pairs = {};
   std::vector<std::int32_t> order = {};  // [coefficients] as the tree meets them
+  int last_level() const { return std::max(int(degrees.size()), 2) - 2; }
 
   // Throws if an index leads nowhere; then makes the tree.
   void check(int weights) {
@@ -88,43 +98,53 @@ struct ContractionTable {
 
   void make_tree() {
     const std::int32_t none = coefficients();
-    // The coefficients of each component's monomials and, without one, of what these begin with, level by level.
-    std::vector<std::array<std::map<Monomial, std::int32_t>, kMaxDegree>> found(outputs);
-    for (std::size_t d = 0; d < degrees.size(); ++d)
-      for (std::size_t t = 0; t + 1 < degrees[d].begin.size(); ++t)
-        for (std::int32_t e = degrees[d].begin[t]; e < degrees[d].begin[t + 1]; ++e) {
-          Monomial monomial(degrees[d].factors.begin() + t * (d + 1), degrees[d].factors.begin() + (t + 1) * (d + 1));
-          if (!found[output[e]][d].emplace(monomial, e).second)
+    const int last = last_level();
+    // Of each component: the coefficients of the nodes or none, level by level, and of what hangs from the last level.
+    std::vector<std::array<std::map<Monomial, std::int32_t>, kMaxDegree + 1>> found(outputs);
+    for (auto& levels : found) levels[0].emplace(Monomial{}, none);
+    for (int d = 1; d <= int(degrees.size()); ++d)
+      for (std::size_t t = 0; t + 1 < degrees[d - 1].begin.size(); ++t)
+        for (std::int32_t e = degrees[d - 1].begin[t]; e < degrees[d - 1].begin[t + 1]; ++e) {
+          auto& levels = found[output[e]];
+          Monomial monomial(degrees[d - 1].factors.begin() + t * d, degrees[d - 1].factors.begin() + (t + 1) * d);
+          if (!levels[d].emplace(monomial, e).second)
             throw std::invalid_argument("a monomial of the symmetric contraction occurs twice");
-          while (monomial.size() > 1) {
-            monomial.pop_back();
-            found[output[e]][monomial.size() - 1].emplace(monomial, none);
-          }
+          monomial.resize(std::min(d - 1, last));
+          for (; !monomial.empty(); monomial.pop_back()) levels[monomial.size()].emplace(monomial, none);
         }
     for (auto& level : nodes) level.clear();
+    singles.clear();
+    pairs.clear();
     order.clear();
-    roots = {0};
-    for (const auto& levels : found) {
-      std::array<std::int32_t, kMaxDegree> start;
-      for (int d = 0; d < kMaxDegree; ++d) start[d] = std::int32_t(nodes[d].size());
-      for (int d = 0; d < kMaxDegree; ++d) {
-        // Both levels are sorted, so that the children of one node lie side by side.
-        auto child = d + 1 < kMaxDegree ? levels[d + 1].begin() : levels[d].end();
-        std::int32_t at = d + 1 < kMaxDegree ? start[d + 1] : 0;
+    const auto place = [&](std::int32_t e) {
+      if (e == none) return none;
+      order.push_back(e);
+      return std::int32_t(order.size() - 1);
+    };
+    for (const auto& levels : found)
+      for (int d = 0; d <= last; ++d) {
+        // All levels are sorted, so that what hangs from one node lies side by side.
+        std::int32_t child = d < last ? std::int32_t(nodes[d + 1].size()) : 0;
         for (const auto& [monomial, e] : levels[d]) {
-          Node node{monomial.back(), none, at, at};
-          if (d + 1 < kMaxDegree)
-            for (; child != levels[d + 1].end() && std::equal(monomial.begin(), monomial.end(), child->first.begin()); ++child)
-              node.last = ++at;
-          if (e != none) {
-            node.coefficient = std::int32_t(order.size());
-            order.push_back(e);
+          Node node{d > 0 ? monomial.back() : 0, place(e), child, child, std::int32_t(singles.size()), 0,
+                    std::int32_t(pairs.size()), 0};
+          const auto for_following = [&](int more, auto&& f) {
+            for (auto at = levels[d + more].lower_bound(monomial); at != levels[d + more].end(); ++at) {
+              if (!std::equal(monomial.begin(), monomial.end(), at->first.begin())) break;
+              f(at->first, at->second);
+            }
+          };
+          if (d < last) {
+            for_following(1, [&](const Monomial&, std::int32_t) { node.last = ++child; });
+          } else {
+            for_following(1, [&](const Monomial& m, std::int32_t own) { singles.push_back({m[d], place(own)}); });
+            for_following(2, [&](const Monomial& m, std::int32_t own) { pairs.push_back({m[d], m[d + 1], place(own)}); });
           }
+          node.last_single = std::int32_t(singles.size());
+          node.last_pair = std::int32_t(pairs.size());
           nodes[d].push_back(node);
         }
       }
-      roots.push_back(std::int32_t(nodes[0].size()));
-    }
   }
 };
 

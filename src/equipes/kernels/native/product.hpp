@@ -88,6 +88,13 @@ void pack_transposed(int width, std::int64_t depth, const T* b, std::int64_t row
     for (int j = 0; j < width; ++j) packed[k * width + j] = b[k * row + j * column];
 }
 
+// One or two vectors. Written out: of a loop compilers make a call or a string instruction, which takes longer than the copy.
+template <class T>
+inline void copy_row(bool two, const T* from, T* to) {
+  store<T>(to, load(from));
+  if (two) store<T>(to + kLanes<T>, load(from + kLanes<T>));
+}
+
 // For products of many rows, whose matrices come from memory: B is packed whole, a tile's rows of A are read once and its rows
 // of C written once, and what comes next is asked for ahead. Tiles are shared by the team.
 template <class T>
@@ -107,8 +114,8 @@ void multiply_blocked(Team team, std::int64_t M, std::int64_t N, std::int64_t K,
       if (b.column == 1) {
         for (std::int64_t k = 0; k < depth; ++k)
           for (std::int64_t p = 0; p < panels; ++p)
-            for (int v = 0; v < panel_width(p); v += n)
-              store<T>(packed + p * kBlockDepth * kWidth + k * panel_width(p) + v, load(from + k * b.row + p * kWidth + v));
+            copy_row(panel_width(p) == kWidth, from + k * b.row + p * kWidth,
+                     packed + p * kBlockDepth * kWidth + k * panel_width(p));
       } else {
         for (std::int64_t p = 0; p < panels; ++p)
           pack_transposed(panel_width(p), depth, from + p * kWidth * b.column, b.row, b.column,
@@ -173,8 +180,7 @@ void multiply(Team team, std::int64_t M, std::int64_t N, std::int64_t K, Matrix<
       if (b.column != 1 || (row_end - tile * kTileRows >= 3 * kTileRows && b.row > kWidth)) {
         const int width = vectors * n;
         if (b.column == 1) {
-          for (std::int64_t k = 0; k < depth; ++k)
-            for (int v = 0; v < width; v += n) store<T>(packed + k * width + v, load(panel_b + k * b.row + v));
+          for (std::int64_t k = 0; k < depth; ++k) copy_row(vectors == 2, panel_b + k * b.row, packed + k * width);
         } else {
           pack_transposed(width, depth, panel_b, b.row, b.column, packed);
         }
