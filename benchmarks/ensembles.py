@@ -2,7 +2,7 @@
 
     python benchmarks/ensembles.py --out ensembles                                   copper and water by EMT
     python benchmarks/ensembles.py --model si_run/model.safetensors --crystal Si --molecule '' --out ensembles
-    python benchmarks/ensembles.py --model ethanol_run/model.safetensors --crystal '' --molecule CH3CH2OH --out ensembles
+    python benchmarks/ensembles.py --model ethanol.safetensors --crystal '' --molecule CH3CH2OH --out ensembles
 
 For a crystal (a cube of its conventional cells) and a molecule, and every ensemble and thermostat:
 
