@@ -76,11 +76,34 @@ CASES["mace with densities and repulsion"] = (
         "atomic_inter_scale": 1.7,
     },
 )
+SCHNET: dict[str, Any] = {"r_max": 3.0, "num_features": 6, "num_interactions": 2, "gaussian_spacing": 0.4}
+PHYSNET: dict[str, Any] = {"r_max": 3.0, "num_features": 6, "num_basis": 5, "num_modules": 2}
+ANI: dict[str, Any] = {"r_max": 3.0, "angular_r_max": 2.6, "num_radial": 5, "num_angles": 3, "hidden": [9, 5]}
+ENERGIES: dict[str, Any] = {
+    "per_type_energy_scales": {"H": 0.7, "C": 1.9, "O": -1.2},
+    "per_type_energy_shifts": {"H": -3.0, "C": 5.0, "O": 0.5},
+}
+CASES |= {
+    "schnet": ("schnet", ENERGIES),
+    "schnet of one block": ("schnet", {"num_interactions": 1}),
+    "schnet of several vectors": ("schnet", {"num_features": 90, "num_interactions": 3}),
+    "physnet": ("physnet", ENERGIES),
+    "physnet of several vectors": ("physnet", {"num_features": 33, "num_residual_output": 2}),
+    "physnet without residuals": (
+        "physnet",
+        {"num_residual_interaction": 0, "num_residual_atomic": 0, "num_residual_output": 0},
+    ),
+    "ani": ("ani", ENERGIES | {"angular_eta": 2.0, "angular_zeta": 4.0}),
+    "ani of broken powers": ("ani", {"angular_zeta": 14.1, "num_angles": 9, "num_angular_shells": 9}),
+    "ani with a small power": ("ani", {"angular_zeta": 0.7, "num_radial": 17, "angular_r_max": 3.0}),
+    "ani without hidden layers": ("ani", {"hidden": [], "angular_eta": 2.0}),
+}
+SMALLS = {"mace": MACE, "schnet": SCHNET, "physnet": PHYSNET, "ani": ANI}
 
 
 def make(name: str = "base", dtype: str = "float64", seed: int = 5) -> Potential:
     architecture, options = CASES[name]
-    small = MACE if architecture == "mace" else SMALL
+    small = SMALLS.get(architecture, SMALL)
     return build(architecture, SPECIES, small | options, dtype=dtype, seed=seed).eval()
 
 
@@ -146,7 +169,10 @@ def test_denser_knots_bring_it_to_the_model(graph: AtomGraph) -> None:
     assert errors[2] < 1e-9
 
 
-@pytest.mark.parametrize("name", ["base", "sevennet xplor", "several vectors", "mace"])
+@pytest.mark.parametrize(
+    "name",
+    ["base", "sevennet xplor", "several vectors", "mace", "schnet", "physnet of several vectors", "ani"],
+)
 def test_in_float32_only_round_off_is_left(name: str, graph: AtomGraph) -> None:
     potential = make(name)
     single = convert(potential, "float32").eval()
@@ -161,7 +187,18 @@ def test_in_float32_only_round_off_is_left(name: str, graph: AtomGraph) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["base", "sevennet xplor", "cutoffs per pair", "zbl", "mace", "mace with densities and repulsion"]
+    "name",
+    [
+        "base",
+        "sevennet xplor",
+        "cutoffs per pair",
+        "zbl",
+        "mace",
+        "mace with densities and repulsion",
+        "schnet",
+        "physnet",
+        "ani",
+    ],
 )
 def test_forces_and_virial_are_derivatives_of_its_own_energy(name: str) -> None:
     """Also where the splines are coarse: dynamics must conserve what the frozen energy says."""
@@ -208,7 +245,9 @@ def test_energy_and_forces_are_smooth_at_knots_and_kinks() -> None:
     assert energy[-1, 1] == frozen(graph_of([Atoms("C"), Atoms("O")])).energy.sum()
 
 
-@pytest.mark.parametrize("name", ["base", "sevennet", "mace with densities and repulsion"])
+@pytest.mark.parametrize(
+    "name", ["base", "sevennet", "mace with densities and repulsion", "schnet", "physnet", "ani"]
+)
 def test_turned_renumbered_and_repeated_structures(name: str) -> None:
     frozen = make(name).freeze(tolerance=1e-5)
     atoms = ensemble()[5]
@@ -236,7 +275,16 @@ def test_a_lone_atom_has_exactly_its_reference_energy() -> None:
     assert float(frozen(graph_of([Atoms("C")])).energy) == 5.0
 
 
-@pytest.mark.parametrize("name", ["several vectors", "mace with densities and repulsion"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "several vectors",
+        "mace with densities and repulsion",
+        "schnet of several vectors",
+        "physnet of several vectors",
+        "ani",
+    ],
+)
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_threads_change_nothing_but_round_off(threads: int, name: str, graph: AtomGraph) -> None:
     frozen = make(name).freeze(tolerance=1e-5)
