@@ -56,7 +56,10 @@ class FrozenEngine:
         if extension is None:
             raise RuntimeError("the native code was not built")
         single = dtype == torch.float32
-        if structure.get("kind") == "invariant":
+        kind = structure.get("kind", "equivariant")
+        if kind not in ("equivariant", "invariant"):
+            raise ValueError(f"unknown kind of layers '{kind}'")
+        if kind == "invariant":
             make = extension.InvariantFloat if single else extension.InvariantDouble
             self._native = make(invariant.specification(structure, arrays))
         else:
