@@ -27,8 +27,7 @@ Invariant<T>::Invariant(const InvariantSpec& spec)
   if (!spec.knots.empty()) knots_ = Knots(spec.knots);
   for (int width : spec.widths) {
     require(width > 0, "a node has no numbers");
-    nodes_.push_back({Channels<T>({width}), false, false, numbers_});
-    numbers_ += nodes_.back().width();
+    nodes_.push_back({Channels<T>({width}), false, false});
   }
   written_.assign(nodes_.size(), false);
   read_ = written_;
@@ -94,7 +93,7 @@ void Invariant<T>::add_splines(const InvariantStageSpec& spec, Stage& stage) {
 template <class T>
 typename Invariant<T>::Link Invariant<T>::make_link(const InvariantLinkSpec& spec) {
   const Channels<T>& to = nodes_[node(spec.to)].channels;
-  Link link{spec.from, spec.to, spec.activation, written_[spec.to], true, {}, {}, {}, {}, false};
+  Link link{links_++, spec.from, spec.to, spec.activation, written_[spec.to], true, {}, {}, {}, {}, false};
   require(!read_[spec.to], "a link goes to a node that was read already");
   if (spec.from >= 0) {
     const Channels<T>& from = nodes_[node(spec.from)].channels;
@@ -191,16 +190,23 @@ void Invariant<T>::prepare(Pass& pass, int threads, const FrozenInput& input, bo
   std::int64_t widest = 0, most = 0;
   for (const Node& node : nodes_) {
     widest = std::max(widest, node.width());
-    pass.values.push_back(arena.take<T>(N * node.width()));
+    pass.values.push_back(node.kept ? arena.take<T>(N * node.width()) : nullptr);
     pass.cotangents.push_back(differentiate && node.kept ? arena.take<T>(N * node.width()) : nullptr);
   }
+  for (const Stage& stage : stages_)
+    for (const Link& link : stage.links) {
+      const bool asked = differentiate && link.activation != Activation::kNone && link.from >= 0 && nodes_[link.from].alive;
+      pass.slopes.push_back(asked ? arena.take<T>(N * nodes_[link.from].width()) : nullptr);
+    }
   for (std::int64_t i = 0; i < N; ++i) most = std::max(most, input.row[i + 1] - input.row[i]);
   for (int r = 0; r < threads; ++r) {
     typename Pass::Local local{};
     local.scratch = arena.take<T>(kTileAtoms * widest);
     if (differentiate) local.sent_cotangent = arena.take<T>(N * widest);
-    for (const Node& node : nodes_)
+    for (const Node& node : nodes_) {
+      local.values.push_back(node.kept ? nullptr : arena.take<T>(kTileAtoms * node.width()));
       local.cotangents.push_back(differentiate && !node.kept ? arena.take<T>(kTileAtoms * node.width()) : nullptr);
+    }
     if (symmetric_) local.room = symmetry_.room(arena, most);
     pass.local.push_back(std::move(local));
   }

@@ -58,14 +58,13 @@ class Invariant {
 
   struct Node {
     Channels<T> channels;
-    bool kept = false;  // beyond a tile's turn in one stage: its cotangents have a place for every atom
+    bool kept = false;  // beyond a tile's turn in one stage: its values and cotangents have a place for every atom
     bool alive = false;  // depends on where atoms are
-    std::int64_t before = 0;  // numbers of an atom in the nodes before it
     std::int64_t width() const { return channels.width(); }
   };
 
   struct Link {
-    int from, to;
+    int number, from, to;
     Activation activation;
     bool adds, adds_cotangent;  // to what is there already, in the forward and in the reverse sweep
     std::vector<Panels<T>> forward, reverse;  // one for all species or one for each; empty: number by number
@@ -115,7 +114,7 @@ class Invariant {
   std::vector<Node> nodes_;
   std::vector<Stage> stages_;
   std::vector<bool> written_, read_;  // nodes, while stages are added
-  std::int64_t numbers_ = 0;  // of an atom in all nodes
+  int links_ = 0;
   Tables<T> tables_;
   std::shared_ptr<ArenaPool> arenas_ = std::make_shared<ArenaPool>();
 };
@@ -133,18 +132,21 @@ struct Invariant<T>::Pass : Slots {
   double *vectors = nullptr, *slope = nullptr;  // [3][stride] Å; dt/dr
   double* gradient = nullptr;  // [3][stride] eV/Å, of symmetry functions
   SplineEdges<T> edges;
-  std::vector<T*> values, cotangents;  // of each node; of those that are not kept there are cotangents of a tile alone
+  std::vector<T*> values, cotangents;  // of nodes that are kept
+  std::vector<T*> slopes;  // of each link: derivatives of its activation; nullptr: nobody asks for them
   struct Local {  // of a thread
     T *scratch, *sent_cotangent;
-    std::vector<T*> cotangents;  // of a tile
+    std::vector<T*> values, cotangents;  // of nodes that are not kept, of a tile
     SymmetryFunctions::Room room;
     std::int64_t first_tile, last_tile;
   };
   std::vector<Local> local;
   ForceSums sums;
 
-  T* value(const Node& node, int index, std::int64_t slot) const { return values[index] + slot * node.width(); }
-  T* cotangent_of(const Node& node, int index, int rank, const FrozenTile& tile) const {
+  T* values_of(const Node& node, int index, int rank, const FrozenTile& tile) const {
+    return node.kept ? values[index] + tile.first * node.width() : local[rank].values[index];
+  }
+  T* cotangents_of(const Node& node, int index, int rank, const FrozenTile& tile) const {
     return node.kept ? cotangents[index] + tile.first * node.width() : local[rank].cotangents[index];
   }
 };

@@ -4,13 +4,23 @@
 namespace equipes {
 namespace {
 
-// The activation and its derivative.
+// Of n numbers, whole vectors, the activated ones and, where they are asked for, the derivatives.
 template <class T>
-[[gnu::always_inline]] inline Vector<T> activated(Activation activation, Vector<T> x, Vector<T>& slope) {
-  if (activation == Activation::kSoftplus) return shifted_softplus<T>(x, slope);
-  if (activation == Activation::kSilu) return silu<T>(x, slope);
-  slope = Vector<T>{} + T(1);
-  return x;
+void activate(Activation activation, std::int64_t n, const T* x, T* y, T* slopes) {
+  const auto all = [&](auto function) {
+    Vector<T> slope;
+    if (slopes == nullptr)
+      for (std::int64_t c = 0; c < n; c += kLanes<T>) store<T>(y + c, function(load(x + c), slope));
+    else
+      for (std::int64_t c = 0; c < n; c += kLanes<T>) {
+        store<T>(y + c, function(load(x + c), slope));
+        store<T>(slopes + c, slope);
+      }
+  };
+  if (activation == Activation::kSoftplus)
+    all([](Vector<T> v, Vector<T>& slope) EQUIPES_INLINE { return shifted_softplus<T>(v, slope); });
+  else
+    all([](Vector<T> v, Vector<T>& slope) EQUIPES_INLINE { return silu<T>(v, slope); });
 }
 
 }  // namespace
@@ -116,7 +126,7 @@ void Invariant<T>::follow(Team team, Pass& pass, const Link& link, const FrozenT
   constexpr int n = kLanes<T>;
   const Node& to = nodes_[link.to];
   const std::int64_t rows = tile.last - tile.first, width = to.width();
-  T* target = pass.value(to, link.to, tile.first);
+  T* target = pass.values_of(to, link.to, team.rank, tile);
   bool adds = link.adds;
   if (!link.constants.empty()) {
     for (std::int64_t a = 0; a < rows; ++a) {
@@ -130,23 +140,23 @@ void Invariant<T>::follow(Team team, Pass& pass, const Link& link, const FrozenT
   }
   if (link.from < 0) return;
   const Node& from = nodes_[link.from];
-  const T* source = pass.value(from, link.from, tile.first);
-  Vector<T> slope;
+  const T* source = pass.values_of(from, link.from, team.rank, tile);
+  if (link.activation != Activation::kNone) {
+    const Timer timer(team, Routine::kGate);
+    T* slopes = pass.slopes[link.number];
+    T* scratch = pass.local[team.rank].scratch;
+    activate<T>(link.activation, rows * from.width(), source, scratch,
+                slopes == nullptr ? nullptr : slopes + tile.first * from.width());
+    source = scratch;
+  }
   if (link.forward.empty()) {
     const Timer timer(team, Routine::kGate);
     for (std::int64_t a = 0; a < rows * width; a += width)
       for (std::int64_t c = 0; c < width; c += n) {
-        const Vector<T> value = activated<T>(link.activation, load(source + a + c), slope) * load(&link.factors[c]);
+        const Vector<T> value = load(source + a + c) * load(&link.factors[c]);
         store<T>(target + a + c, adds ? load(target + a + c) + value : value);
       }
     return;
-  }
-  if (link.activation != Activation::kNone) {
-    const Timer timer(team, Routine::kGate);
-    T* scratch = pass.local[team.rank].scratch;
-    for (std::int64_t c = 0; c < rows * from.width(); c += n)
-      store<T>(scratch + c, activated<T>(link.activation, load(source + c), slope));
-    source = scratch;
   }
   const Timer timer(team, Routine::kLinear);
   multiply_panels<T>(rows, {source, from.width()}, link.of(link.forward, tile.type), target, width, adds);
@@ -159,25 +169,24 @@ void Invariant<T>::follow_reverse(Team team, Pass& pass, const Link& link, const
   if (link.from < 0 || !nodes_[link.from].alive) return;
   const Node &from = nodes_[link.from], &to = nodes_[link.to];
   const std::int64_t rows = tile.last - tile.first, width = from.width();
-  const T* given = pass.cotangent_of(to, link.to, team.rank, tile);
-  const T* source = pass.value(from, link.from, tile.first);
-  T* target = pass.cotangent_of(from, link.from, team.rank, tile);
-  const bool activates = link.activation != Activation::kNone;
+  const T* given = pass.cotangents_of(to, link.to, team.rank, tile);
+  T* target = pass.cotangents_of(from, link.from, team.rank, tile);
+  const T* slopes = pass.slopes[link.number];
   if (!link.reverse.empty()) {
     const Timer timer(team, Routine::kLinear);
-    T* product = activates ? pass.local[team.rank].scratch : target;
+    T* product = slopes != nullptr ? pass.local[team.rank].scratch : target;
     multiply_panels<T>(rows, {given, to.width()}, link.of(link.reverse, tile.type), product, width,
-                       !activates && link.adds_cotangent);
+                       slopes == nullptr && link.adds_cotangent);
     count_operations(team, Routine::kLinear, 2.0 * team.size * double(rows) * double(to.width()) * double(width));
-    if (!activates) return;
+    if (slopes == nullptr) return;
     given = product;
   }
   const Timer timer(team, Routine::kGate);
+  if (slopes != nullptr) slopes += tile.first * width;
   for (std::int64_t a = 0; a < rows * width; a += width)
     for (std::int64_t c = 0; c < width; c += n) {
-      Vector<T> slope;
-      activated<T>(link.activation, load(source + a + c), slope);
-      Vector<T> value = load(given + a + c) * slope;
+      Vector<T> value = load(given + a + c);
+      if (slopes != nullptr) value *= load(slopes + a + c);
       if (link.reverse.empty()) value *= load(&link.factors[c]);
       store<T>(target + a + c, link.adds_cotangent ? load(target + a + c) + value : value);
     }
