@@ -38,7 +38,9 @@ class Network:
         self._r_max = r_max
         self._widths = [1]
         self._stages: list[dict[str, Any]] = []
-        self._radial: list[tuple[int, Function, Tensor | None]] = []  # stage, function, what is sent by species
+        self._radial: list[
+            tuple[int, Function, Tensor | None]
+        ] = []  # stage, function, what is sent by species
         self._symmetry: dict[str, float] | None = None
         self._arrays: dict[str, Tensor] = {
             "scales": scale_shift.scales[list(types)],
@@ -105,9 +107,7 @@ class Network:
     def dense(self, source: int, target: int, layer: nn.Linear, activation: str = "none") -> None:
         """Add what a dense layer makes of the activated source."""
         bias = None if layer.bias is None else layer.bias.unsqueeze(0)
-        self.link(
-            source, target, activation=activation, matrix=layer.weight.T.unsqueeze(0), constants=bias
-        )
+        self.link(source, target, activation=activation, matrix=layer.weight.T.unsqueeze(0), constants=bias)
 
     def describe(self, tolerance: float) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The structure and the arrays of a frozen potential; see `equipes.models.frozen.FrozenPotential`.
