@@ -1,7 +1,8 @@
 """Do the ensembles sample what they claim? Energy drift, temperatures and their spread, pressure and volume.
 
     python benchmarks/ensembles.py --out ensembles                                   copper and water by EMT
-    python benchmarks/ensembles.py --model si_run/model.safetensors --crystal Si --out ensembles
+    python benchmarks/ensembles.py --model si_run/model.safetensors --crystal Si --molecule '' --out ensembles
+    python benchmarks/ensembles.py --model ethanol.safetensors --crystal '' --molecule CH3CH2OH --out ensembles
 
 For a crystal (a cube of its conventional cells) and a molecule, and every ensemble and thermostat:
 
@@ -135,7 +136,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", help="name or file of a potential; EMT without")
-    parser.add_argument("--crystal", default="Cu")
+    parser.add_argument("--crystal", default="Cu", help="'' for none")
     parser.add_argument("--cells", type=int, default=2, help="conventional cells along each vector")
     parser.add_argument("--molecule", default="H2O", help="a name ASE knows; '' for none")
     parser.add_argument("--temperature", type=float, default=300.0)
@@ -148,7 +149,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "ensembles.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"systems": {}}
-    systems = {options.crystal: bulk(options.crystal, cubic=True) * ((options.cells,) * 3)}
+    systems: dict[str, Atoms] = {}
+    if options.crystal:
+        systems[options.crystal] = bulk(options.crystal, cubic=True) * ((options.cells,) * 3)
     if options.molecule:
         systems[options.molecule] = molecule(options.molecule)
     for system, atoms in systems.items():

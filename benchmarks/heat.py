@@ -2,6 +2,7 @@
 
     python benchmarks/heat.py cost --model si.safetensors
     python benchmarks/heat.py silicon --model si.safetensors --cells 2 --picoseconds 100 --out heat
+    python benchmarks/heat.py modes --model si.safetensors --cells 2 --picoseconds 40 --runs 4 --out heat
     python benchmarks/heat.py driven --model si.safetensors --cells 2 --picoseconds 5 --runs 1 --out heat
     python benchmarks/heat.py film --model 7net-0 --out heat
     python benchmarks/heat.py glass --model silica.safetensors --structure glass.extxyz --picoseconds 50 --out heat
@@ -25,19 +26,15 @@ import numpy as np
 from ase import Atoms, units
 from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
+from heat_modes import CLASSICAL, lifetimes, three_phonons
 
 from equipes.calculators import Calculator
 from equipes.simulate import Store, relax
 from equipes.simulate.conductivity import ConductivityOptions, conductivity
 from equipes.simulate.ensembles import thermal_momenta
-from equipes.simulate.evaluations import evaluate
 from equipes.simulate.green_kubo import GreenKuboOptions, GreenKuboResult, green_kubo
-from equipes.simulate.harmonic import ase_atoms, phonopy_atoms
 from equipes.simulate.heat_flux import FluxOf
 from equipes.simulate.hnemd import HNEMDOptions, hnemd
-
-# So hot that every mode holds k_B T; the conductivity from three-phonon scattering is then c / T, with the classical c.
-_CLASSICAL = 1e5  # K
 
 
 def cost(options: argparse.Namespace) -> dict[str, Any]:
@@ -72,18 +69,15 @@ def silicon(options: argparse.Namespace) -> dict[str, Any]:
     exact = Calculator(options.model, dtype="float64")
     unit = relax(bulk("Si", a=5.45, cubic=True), exact, cell=True, fmax=0.001).atoms
     cells, temperature = options.cells, options.temperature
-    found = _green_kubo(unit, calculator, options, f"silicon {cells}")
-    same_cell = {
-        f"smearing {width:g} THz": _in_the_same_cell(unit, exact, cells, width) * _CLASSICAL / temperature
-        for width in (0.1, 0.2, 0.4)
-    }
+    green_kubo_found = _green_kubo(unit, calculator, options, f"silicon {cells}")
+    same_cell = three_phonons(unit, exact, cells, temperature=temperature)
     dense = conductivity(
         unit,
         exact,
         ConductivityOptions(
             supercell=(2, 2, 2),
             meshes=(28.0, 36.0),
-            temperatures=(temperature, _CLASSICAL),
+            temperatures=(temperature, CLASSICAL),
             isotopes=False,
             relax=False,
         ),
@@ -91,11 +85,34 @@ def silicon(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "atoms": 8 * cells**3,
         "temperature": temperature,
-        "green-kubo": _numbers(found),
+        "green-kubo": _numbers(green_kubo_found),
         "phonons in the same cell, classical": same_cell,
-        "phonons, dense mesh, classical": float(dense.isotropic(_CLASSICAL)) * _CLASSICAL / temperature,
+        "phonons, dense mesh, classical": float(dense.isotropic(CLASSICAL)) * CLASSICAL / temperature,
         "phonons, dense mesh, quantum": float(dense.isotropic(temperature)),
         "phonons, dense mesh, relaxation time, quantum": float(dense.relaxation_time[-1, 0, :3].mean()),
+    }
+
+
+def modes(options: argparse.Namespace) -> dict[str, Any]:
+    """Silicon's phonons in one cell, with their lifetimes in dynamics and by three-phonon scattering."""
+    exact = Calculator(options.model, dtype="float64", freeze=True)
+    unit = relax(bulk("Si", a=5.45, cubic=True), exact, cell=True, fmax=0.001).atoms
+    thirds = three_phonons(unit, exact, options.cells, temperature=options.temperature)
+    found = lifetimes(
+        unit,
+        exact,
+        Calculator(options.model),
+        options.cells,
+        temperature=options.temperature,
+        picoseconds=options.picoseconds,
+        timestep=options.timestep,
+        runs=options.runs,
+    )
+    return {
+        "atoms": 8 * options.cells**3,
+        "temperature": options.temperature,
+        "lifetimes in dynamics": found,
+        "three-phonon scattering, classical": thirds,
     }
 
 
@@ -189,34 +206,6 @@ def _green_kubo(
         return green_kubo(atoms, calculator, chosen, store=store)
 
 
-def _in_the_same_cell(unit: Atoms, calculator: Calculator, cells: int, width: float) -> float:
-    """Three-phonon conductivity (W/m/K) at `_CLASSICAL`, of the modes that fit into cells × cells × cells."""
-    from phono3py import Phono3py
-
-    key = id(calculator)
-    if key not in _interactions:
-        interaction = Phono3py(
-            phonopy_atoms(unit), supercell_matrix=np.eye(3, dtype=int) * 2, primitive_matrix="P"
-        )
-        interaction.generate_displacements(distance=0.03)
-        displaced = [ase_atoms(cell) for cell in interaction.supercells_with_displacements]
-        rest, *found = evaluate([ase_atoms(interaction.supercell), *displaced], calculator)
-        interaction.forces = np.array([result.forces - rest.forces for result in found])
-        interaction.produce_fc3()
-        interaction.produce_fc2()
-        _interactions[key] = interaction
-    interaction = _interactions[key]
-    interaction.sigmas = [width]
-    interaction.mesh_numbers = [cells, cells, cells]
-    interaction.init_phph_interaction()
-    interaction.run_thermal_conductivity(is_LBTE=False, temperatures=[_CLASSICAL], log_level=0)
-    kappa = np.array(interaction.thermal_conductivity.kappa)
-    return float(kappa.reshape(-1, 6)[0, :3].mean())
-
-
-_interactions: dict[int, Any] = {}
-
-
 def biaxial(unit: Atoms, strain: float, calculator: Calculator) -> tuple[Atoms, float]:
     """A cell strained in the xy plane with no stress across it, and its height over that at rest.
 
@@ -269,7 +258,7 @@ def _best(call: Callable[[], Any], times: int) -> float:
     return round(1000 * min(taken), 3)
 
 
-CASES = {"cost": cost, "silicon": silicon, "driven": driven, "film": film, "glass": glass}
+CASES = {"cost": cost, "silicon": silicon, "modes": modes, "driven": driven, "film": film, "glass": glass}
 
 
 def main() -> None:

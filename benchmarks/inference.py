@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py                        against nequip and sevenn, one thread and all cores
     python benchmarks/inference.py --model mace           a MACE model, against mace-torch and symmetrix-xl
+    python benchmarks/inference.py --model schnet         or physnet, or ani: frozen against exact
     python benchmarks/inference.py --crystals SiO2 Cu --atoms 512 --peers sevenn
     python benchmarks/inference.py --atoms 20000 --peers  equipes alone, a larger crystal
 
@@ -40,7 +41,13 @@ MODEL = {
     "radial_mlp_depth": 2,
     "radial_mlp_width": 64,
 }
-MODELS = {"sevennet-0": MODEL, "mace": {**systems.MACE_SMALL, "r_max": 6.0}}
+MODELS = {
+    "sevennet-0": MODEL,
+    "mace": {**systems.MACE_SMALL, "r_max": 6.0},
+    "schnet": {"architecture": "schnet", "r_max": 5.0},
+    "physnet": {"architecture": "physnet", "r_max": 5.0},
+    "ani": {"architecture": "ani", "r_max": 5.2},
+}
 PEERS_OF = {"sevennet-0": ["nequip", "sevenn"], "mace": ["mace", "symmetrix"]}
 ATOMS = [64, 512, 4096]
 FROZEN, EXACT = "equipes, frozen", "equipes, exact"
@@ -122,7 +129,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave out the measurement of memory")
     options = parser.parse_args()
     tables.check_outputs(options)
-    options.peers = PEERS_OF[options.model] if options.peers is None else options.peers
+    options.peers = PEERS_OF.get(options.model, []) if options.peers is None else options.peers
     for peer in [*options.peers, *(["mace"] if "symmetrix" in options.peers else [])]:
         python_of(peer, options.environments)
     with tempfile.TemporaryDirectory(prefix="equipes-symmetrix-") as folder:

@@ -220,3 +220,18 @@ MODELS += [
         **MODALITIES,
     ),
 ]
+
+# Of each architecture one whose frozen form is asked, too.
+FROZEN = [
+    replace(model, name=f"{model.name}, frozen", broken=lambda potential: potential.freeze())
+    for model in MODELS
+    if model.name
+    in (
+        "nequip zbl",
+        "sevennet l_max 2, XPLOR, 3 layers",
+        "mace two layers",
+        "schnet two blocks",
+        "physnet two modules",
+        "ani smooth",
+    )
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,35 @@ CASES["mace with densities and repulsion"] = (
         "atomic_inter_scale": 1.7,
     },
 )
+SCHNET: dict[str, Any] = {"r_max": 3.0, "num_features": 6, "num_interactions": 2, "gaussian_spacing": 0.4}
+PHYSNET: dict[str, Any] = {"r_max": 3.0, "num_features": 6, "num_basis": 5, "num_modules": 2}
+# No pair of the structures below is at the angular cutoff, where the second derivative jumps.
+ANI: dict[str, Any] = {"r_max": 3.0, "angular_r_max": 2.7, "num_radial": 5, "num_angles": 3, "hidden": [9, 5]}
+ENERGIES: dict[str, Any] = {
+    "per_type_energy_scales": {"H": 0.7, "C": 1.9, "O": -1.2},
+    "per_type_energy_shifts": {"H": -3.0, "C": 5.0, "O": 0.5},
+}
+CASES |= {
+    "schnet": ("schnet", ENERGIES),
+    "schnet of one block": ("schnet", {"num_interactions": 1}),
+    "schnet of several vectors": ("schnet", {"num_features": 90, "num_interactions": 3}),
+    "physnet": ("physnet", ENERGIES),
+    "physnet of several vectors": ("physnet", {"num_features": 33, "num_residual_output": 2}),
+    "physnet without residuals": (
+        "physnet",
+        {"num_residual_interaction": 0, "num_residual_atomic": 0, "num_residual_output": 0},
+    ),
+    "ani": ("ani", ENERGIES | {"angular_eta": 2.0, "angular_zeta": 4.0}),
+    "ani of broken powers": ("ani", {"angular_zeta": 14.1, "num_angles": 9, "num_angular_shells": 9}),
+    "ani with a small power": ("ani", {"angular_zeta": 0.7, "num_radial": 17, "angular_r_max": 3.0}),
+    "ani without hidden layers": ("ani", {"hidden": [], "angular_eta": 2.0}),
+}
+SMALLS = {"mace": MACE, "schnet": SCHNET, "physnet": PHYSNET, "ani": ANI}
 
 
 def make(name: str = "base", dtype: str = "float64", seed: int = 5) -> Potential:
     architecture, options = CASES[name]
-    small = MACE if architecture == "mace" else SMALL
+    small = SMALLS.get(architecture, SMALL)
     return build(architecture, SPECIES, small | options, dtype=dtype, seed=seed).eval()
 
 
@@ -146,7 +171,10 @@ def test_denser_knots_bring_it_to_the_model(graph: AtomGraph) -> None:
     assert errors[2] < 1e-9
 
 
-@pytest.mark.parametrize("name", ["base", "sevennet xplor", "several vectors", "mace"])
+@pytest.mark.parametrize(
+    "name",
+    ["base", "sevennet xplor", "several vectors", "mace", "schnet", "physnet of several vectors", "ani"],
+)
 def test_in_float32_only_round_off_is_left(name: str, graph: AtomGraph) -> None:
     potential = make(name)
     single = convert(potential, "float32").eval()
@@ -161,7 +189,18 @@ def test_in_float32_only_round_off_is_left(name: str, graph: AtomGraph) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["base", "sevennet xplor", "cutoffs per pair", "zbl", "mace", "mace with densities and repulsion"]
+    "name",
+    [
+        "base",
+        "sevennet xplor",
+        "cutoffs per pair",
+        "zbl",
+        "mace",
+        "mace with densities and repulsion",
+        "schnet",
+        "physnet",
+        "ani",
+    ],
 )
 def test_forces_and_virial_are_derivatives_of_its_own_energy(name: str) -> None:
     """Also where the splines are coarse: dynamics must conserve what the frozen energy says."""
@@ -192,12 +231,13 @@ def test_forces_and_virial_are_derivatives_of_its_own_energy(name: str) -> None:
         np.testing.assert_allclose(virial, virial.T, rtol=0, atol=1e-14 * np.abs(virial).max())
 
 
-def test_energy_and_forces_are_smooth_at_knots_and_kinks() -> None:
+@pytest.mark.parametrize("name", ["sevennet xplor", "schnet", "physnet"])
+def test_energy_and_forces_are_smooth_at_knots_and_kinks(name: str) -> None:
     """Across every knot a dimer's force changes no more than its slope times the step."""
-    frozen = make("sevennet xplor").freeze(tolerance=1e-4)
+    frozen = make(name).freeze(tolerance=1e-4)
     knots = 3.0 * frozen.arrays["knots"][1:]
     knots = knots[knots > 0.5]
-    assert np.abs(knots - 2.5).min() < 1e-9
+    assert "xplor" not in name or np.abs(knots - 2.5).min() < 1e-9
     step = 1e-7
     pairs = [Atoms("CO", positions=[[0, 0, 0], [r + k * step, 0, 0]]) for r in knots for k in (-1.0, 1.0)]
     result = frozen(graph_of(pairs))
@@ -208,7 +248,9 @@ def test_energy_and_forces_are_smooth_at_knots_and_kinks() -> None:
     assert energy[-1, 1] == frozen(graph_of([Atoms("C"), Atoms("O")])).energy.sum()
 
 
-@pytest.mark.parametrize("name", ["base", "sevennet", "mace with densities and repulsion"])
+@pytest.mark.parametrize(
+    "name", ["base", "sevennet", "mace with densities and repulsion", "schnet", "physnet", "ani"]
+)
 def test_turned_renumbered_and_repeated_structures(name: str) -> None:
     frozen = make(name).freeze(tolerance=1e-5)
     atoms = ensemble()[5]
@@ -236,7 +278,16 @@ def test_a_lone_atom_has_exactly_its_reference_energy() -> None:
     assert float(frozen(graph_of([Atoms("C")])).energy) == 5.0
 
 
-@pytest.mark.parametrize("name", ["several vectors", "mace with densities and repulsion"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "several vectors",
+        "mace with densities and repulsion",
+        "schnet of several vectors",
+        "physnet of several vectors",
+        "ani",
+    ],
+)
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_threads_change_nothing_but_round_off(threads: int, name: str, graph: AtomGraph) -> None:
     frozen = make(name).freeze(tolerance=1e-5)
@@ -285,8 +336,9 @@ def test_knots_are_where_they_are_needed() -> None:
         choose_knots([function], [], 0.0)
 
 
-def test_only_some_species(graph: AtomGraph) -> None:
-    potential = make("energies per species")
+@pytest.mark.parametrize("name", ["energies per species", "schnet", "physnet", "ani"])
+def test_only_some_species(name: str, graph: AtomGraph) -> None:
+    potential = make(name)
     frozen = potential.freeze(["O", "H"], tolerance=1e-7)
     assert frozen.species == ("H", "O")
     assert frozen.table_bytes < potential.freeze(tolerance=1e-7).table_bytes
@@ -303,8 +355,9 @@ def test_edges_of_a_smaller_cutoff_are_refused() -> None:
         make().freeze(tolerance=1e-3)(graph_of([molecule("H2O")], 2.0))
 
 
-def test_a_file_brings_it_back(tmp_path: Path, graph: AtomGraph) -> None:
-    frozen = make("sevennet modalities", dtype="float32").freeze(["C", "O"])
+@pytest.mark.parametrize("name", ["sevennet modalities", "schnet", "physnet", "ani"])
+def test_a_file_brings_it_back(name: str, tmp_path: Path, graph: AtomGraph) -> None:
+    frozen = make(name, dtype="float32").freeze(["C", "O"])
     path = tmp_path / "frozen.safetensors"
     frozen.save(path)
     with pytest.raises(InputError, match="--overwrite"):
@@ -351,8 +404,67 @@ def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
         equipes.load_frozen(path)
 
 
-def test_the_calculator_freezes_what_it_meets() -> None:
-    potential = make("energies per species", dtype="float32")
+INVARIANT_DAMAGE = {
+    "no matrix": lambda header, arrays: arrays.pop("stages.0.links.0.matrix"),
+    "no constants": lambda header, arrays: arrays.pop("stages.0.links.0.constants"),
+    "a matrix of its own size": lambda header, arrays: arrays.update(
+        {"stages.0.links.0.matrix": arrays["stages.0.links.0.matrix"][:, :-1].contiguous()}
+    ),
+    "short splines": lambda header, arrays: arrays.update(
+        {"stages.0.splines": arrays["stages.0.splines"][:-1].contiguous()}
+    ),
+    "no knots": lambda header, arrays: arrays.update({"knots": arrays["knots"][:0]}),
+    "knots": lambda header, arrays: arrays.update({"knots": arrays["knots"].flip(0).contiguous()}),
+    "widths": lambda header, arrays: header["widths"].append(-3),
+    "an unused node": lambda header, arrays: header["stages"][-1]["links"][-1].update(to=2),
+    "a node that is not there": lambda header, arrays: header["stages"][0]["links"][0].update(to=99),
+    "a circle": lambda header, arrays: header["stages"][0]["links"][0].update({"from": 2}),
+    "an unknown activation": lambda header, arrays: header["stages"][0]["links"][0].update(activation="?"),
+    "a sender that is not there": lambda header, arrays: header["stages"][0].update(sent=99),
+    "no stages": lambda header, arrays: header["stages"].clear(),
+    "another kind": lambda header, arrays: header.update(kind="unheard of"),
+    "a cutoff": lambda header, arrays: header.update(r_max=-1.0),
+}
+
+
+@pytest.mark.parametrize("damage", INVARIANT_DAMAGE)
+def test_a_damaged_file_of_an_invariant_model_is_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "frozen.safetensors"
+    make("schnet").freeze(tolerance=1e-2).save(path)
+    _damage(path, INVARIANT_DAMAGE[damage])
+    with pytest.raises(InputError, match=r"frozen\.safetensors: .* damaged"):
+        equipes.load_frozen(path)
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [{"zeta": -1.0}, {"shrink": 1.0}, {"r_max": 9.0}, {"angular_r_max": 0.0}, {"angular_eta": "much"}],
+    ids=str,
+)
+def test_symmetry_functions_out_of_range_are_refused(constants: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "frozen.safetensors"
+    make("ani").freeze().save(path)
+    _damage(path, lambda header, arrays: header["symmetry_functions"].update(constants))
+    with pytest.raises(InputError, match=r"frozen\.safetensors: .* damaged"):
+        equipes.load_frozen(path)
+    make("ani").freeze().save(path, overwrite=True)
+    _damage(path, lambda header, arrays: arrays.update(angles=arrays["angles"][:-1].contiguous()))
+    with pytest.raises(InputError, match="symmetry functions do not fit"):
+        equipes.load_frozen(path)
+
+
+def _damage(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], object]) -> None:
+    """`change` gets the structure and the arrays of a frozen file."""
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["equipes"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(header["frozen"], arrays)
+    path.write_bytes(serialize(arrays, metadata={"equipes": json.dumps(header)}))
+
+
+@pytest.mark.parametrize("name", ["energies per species", "schnet", "physnet", "ani"])
+def test_the_calculator_freezes_what_it_meets(name: str) -> None:
+    potential = make(name, dtype="float32")
     calculator = equipes.Calculator(potential)
     assert calculator.frozen is None
     for atoms, species in (
@@ -415,13 +527,14 @@ def test_a_frozen_form_that_is_far_off_is_not_used(monkeypatch: pytest.MonkeyPat
     assert np.isfinite(calculator.get_property("energy", molecule("CO")))
 
 
-def test_energy_is_conserved_as_by_the_model() -> None:
+@pytest.mark.parametrize("name", ["sevennet", "physnet"])
+def test_energy_is_conserved_as_by_the_model(name: str) -> None:
     """The total energy of a frozen diamond in NVE wanders no more than the exact model's."""
     from ase import units
     from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
     from ase.md.verlet import VelocityVerlet
 
-    potential = make("sevennet", dtype="float32")
+    potential = make(name, dtype="float32")
     wander = {}
     for exact in (False, True):
         atoms = bulk("C", cubic=True)
@@ -453,13 +566,20 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert again.returncode == 2 and "frozen potential" in again.stderr
 
 
-def test_many_atoms_in_any_order() -> None:
+@pytest.mark.parametrize(
+    ("architecture", "hyperparameters"),
+    [
+        ("nequip", {"num_layers": 2, "num_features": 2, "l_max": 1}),
+        ("physnet", {"num_features": 3, "num_basis": 4, "num_modules": 2}),
+        ("ani", {"angular_r_max": 1.9, "num_radial": 2, "num_angles": 2, "hidden": [3]}),
+    ],
+)
+def test_many_atoms_in_any_order(architecture: str, hyperparameters: dict[str, Any]) -> None:
     """Large structures are put into an order of their own: it must be undone, and distances must not matter to it."""
-    potential = build(
-        "nequip", ["C"], {"r_max": 2.0, "num_layers": 2, "num_features": 2, "l_max": 1}, dtype="float64"
-    )
+    potential = build(architecture, ["C", "O"], {"r_max": 2.0, **hyperparameters}, dtype="float64")
     frozen = potential.freeze(tolerance=1e-9)
     atoms = bulk("C", cubic=True) * (5, 5, 6)
+    atoms.symbols[::3] = "O"
     atoms.rattle(0.1, seed=1)
     rng = np.random.default_rng(0)
     atoms = atoms[rng.permutation(len(atoms))]

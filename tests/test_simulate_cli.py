@@ -45,6 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def emt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a potential with known properties in the place of a model's."""
     monkeypatch.setattr("equipes.calculators.Calculator", lambda *_, **__: EMT())
+    monkeypatch.setattr("equipes.cli.simulate.fingerprint", lambda *_, **__: "EMT")
 
 
 def equipes_command(*arguments: object) -> int:
@@ -96,6 +97,33 @@ def test_relax_without_convergence_is_status_1(here: Path, emt: None, capsys: py
     assert not json.loads(shown.out)["converged"]
     assert "Error: not converged after 1 steps: largest force" in shown.err
     assert Path("water_relaxed.extxyz").exists()
+
+
+def test_relax_goes_on_where_it_had_too_few_steps(
+    here: Path, emt: None, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes to the very same end, calculates nothing twice, and leaves nothing behind."""
+    given = ["relax", "any", "water.extxyz", "--frame", -1]
+    assert equipes_command(*given, "--out", "whole.extxyz", "--trajectory", "whole.traj") == 0
+    assert equipes_command(*given, "--steps", 2) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert equipes_command(*given) == 2
+    assert "water_relaxed.extxyz exists" in capsys.readouterr().err
+    Path("water_relaxed.extxyz").unlink()
+    assert equipes_command(*given) == 2
+    assert "give --resume, or --overwrite" in capsys.readouterr().err
+    assert equipes_command(*given, "--optimizer", "fire", "--resume") == 2
+    assert "was made with options" in capsys.readouterr().err
+    evaluations = []
+    calculate = EMT.calculate
+    monkeypatch.setattr(EMT, "calculate", lambda *a, **k: (evaluations.append(1), calculate(*a, **k)))
+    assert equipes_command(*given, "--resume", "--trajectory", "path.traj") == 0
+    whole, path = ase.io.read("whole.traj", ":"), ase.io.read("path.traj", ":")
+    assert len(evaluations) == len(whole) - 3 == len(path) - 3
+    assert all((a.positions == b.positions).all() for a, b in zip(whole, path, strict=True))
+    assert not list(Path().glob("*.npz"))
+    assert equipes_command(*given, "--resume") == 2
+    assert "no such file to continue from" in capsys.readouterr().err
 
 
 def test_relax_with_a_model(here: Path, model: Path, capsys: pytest.CaptureFixture) -> None:

@@ -30,6 +30,7 @@ from equipes.simulate import (
     expansion,
     neb,
     phonons,
+    relax,
     vacancy_hop,
 )
 from pair_calculator import PairCalculator, argon
@@ -38,6 +39,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the test copies
 
 COPPER = bulk("Cu", a=3.6)
 HOP = vacancy_hop(bulk("Cu", a=3.59, cubic=True) * (2, 2, 1), 0)
+STRAINED = bulk("Cu", a=3.7, cubic=True)
+STRAINED.rattle(0.1, seed=1)
 HCP = bulk("Cu", "hcp", a=2.55, c=4.2)
 
 
@@ -51,6 +54,11 @@ class Case:
 
 
 CASES = {
+    "relax": Case(
+        lambda store, progress: relax(STRAINED, EMT(), fmax=1e-6, store=store, on_step=progress),
+        9,
+        lambda result: np.vstack([result.atoms.positions, result.atoms.cell.array]),
+    ),
     "phonons": Case(
         lambda store, progress: phonons(
             COPPER,

@@ -417,7 +417,23 @@ def test_the_error_of_a_correlated_mean_is_honest() -> None:
         ratios.append(error * np.sqrt(n) * (1 - phi))
     assert np.mean(ratios) == pytest.approx(1.0, abs=0.25)
     assert mean_with_error([1.0] * 15) == (1.0, None)
+    assert mean_with_error([1.0] * 16) == (1.0, 0.0)
     assert mean_with_error([]) == (None, None)
+
+
+@pytest.mark.parametrize("length", [4000.0, 100.0, 20.0, 10.0, 5.0])
+def test_the_error_of_a_short_series_covers(length: float) -> None:
+    """Of series worth only so many independent values, 68 % and 95 % of the means lie within one and two errors."""
+    rng, n, count = np.random.default_rng(0), 400, 300
+    phi = np.exp(-2 * length / n)
+    series = rng.normal(size=(n, count))
+    series[0] /= np.sqrt(1 - phi**2)
+    for k in range(1, n):
+        series[k] += phi * series[k - 1]
+    found = np.array([mean_with_error(list(one)) for one in series.T])
+    ratio = np.abs(found[:, 0] / found[:, 1])
+    assert 0.60 < (ratio < 1).mean() < 0.80
+    assert (ratio < 2).mean() > 0.85
 
 
 def test_the_drift_is_the_slope() -> None:

@@ -20,7 +20,7 @@ from serve import Call, Job, Measured, serve, single_point, structures
 from equipes.calculators import Calculator
 from equipes.data import Frame, GraphDataset, LabelledGraph, forces_rms, mean_neighbors
 from equipes.kernels import native
-from equipes.models import Potential, build
+from equipes.models import ARCHITECTURES, Potential, build
 from equipes.training import trainer
 from equipes.training.config import Config
 from equipes.training.losses import Loss, label_counts
@@ -170,7 +170,9 @@ def _frames(job: Job) -> list[Frame]:
 def _potential(job: Job, graphs: list[Any]) -> Potential:
     model = {key: value for key, value in job["model"].items() if key != "architecture"}
     architecture = job["model"].get("architecture", "nequip")
-    return build(architecture, _species(job), {**model, "avg_num_neighbors": mean_neighbors(graphs)})
+    if "avg_num_neighbors" in inspect.signature(ARCHITECTURES[architecture]).parameters:
+        model["avg_num_neighbors"] = mean_neighbors(graphs)
+    return build(architecture, _species(job), model)
 
 
 def _graph(atoms: Any, job: Job) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -28,11 +30,13 @@ from equipes.cli.running import (
 )
 from equipes.cli.simulate_tables import md_lines, relax_lines
 from equipes.cli.workflow import print_result, write_dynamics_page
+from equipes.errors import InputError
 
 if TYPE_CHECKING:
     import ase
 
     from equipes.simulate.records import Row
+    from equipes.simulate.store import Store
 
 
 # A run that a limit on its uncertainty ended: neither a failure nor an interrupt.
@@ -113,18 +117,28 @@ def relax(
     dtype: Dtype = Precision.float32,
     exact: Exact = False,
     json: JsonPath = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a relaxation that was stopped or had too few steps.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Relax a structure, with its cell where it is a crystal. Exit status 1 if it does not converge."""
     from equipes.simulate import relax as relax_atoms
     from equipes.simulate.records import snapshot
     from equipes.simulate.relax import relaxes_cell
+    from equipes.simulate.store import Store, structure_key
 
+    overwrite = overwrite or resume  # what the relaxation wrote before is replaced by what it comes to now
     check_json_path(json, overwrite=overwrite)
     out = out or Path(f"{structure.stem}_relaxed.extxyz")
     check_targets((out, trajectory), overwrite=overwrite)
     if report is not None:
         check_targets((report, report.with_suffix(".png")), overwrite=overwrite, structures=False)
+    kept = out.with_suffix(".steps.npz")
+    if kept.exists() and not overwrite:
+        raise InputError(
+            f"{kept} is of a relaxation that did not end; give --resume, or --overwrite to forget it"
+        )
     atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
@@ -133,7 +147,12 @@ def relax(
         typer.echo(f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {about}")
     images: list[ase.Atoms] = []
     limits: list[tuple[float, float | None]] = []
-    with progress_bar() as progress, stopping():
+    made_with = {
+        "potential": fingerprint(model, modal, dtype, exact=exact, d3=d3),
+        "structure": structure_key(atoms),
+        "options": [with_cell, freedom.value, pressure, symmetry, optimizer.value],
+    }
+    with _keeping(Store(kept, made_with, resume=resume)) as store, progress_bar() as progress, stopping():
         task = progress.add_task("relaxing", total=None)
 
         def follow(step: int, moving: ase.Atoms, force: float, stress: float | None) -> None:
@@ -155,9 +174,12 @@ def relax(
             freedom=freedom.value,
             optimizer=optimizer.value,
             on_step=follow,
+            store=store,
         )
     write_structures(out, result.atoms, overwrite=overwrite)
     write_structures(trajectory, images, overwrite=overwrite)
+    if result.converged:
+        kept.unlink(missing_ok=True)
     summary = {
         "model": str(model),
         "structure": str(structure),
@@ -178,9 +200,24 @@ def relax(
         reached = f"largest force {result.max_force_ev_per_ang:.3g} eV/Å (limit {fmax:g})"
         if result.max_stress_deviation_gpa is not None:
             reached += f", stress {result.max_stress_deviation_gpa:.3g} GPa off (limit {smax:g})"
-        remedy = "give more --steps, or --optimizer fire"
+        remedy = "give more --steps and --resume, or --optimizer fire"
         typer.echo(f"Error: not converged after {result.steps} steps: {reached}; {remedy}", err=True)
         raise typer.Exit(1)
+
+
+@contextmanager
+def _keeping(store: Store) -> Iterator[Store]:
+    """The steps of a relaxation, on the disk should it be stopped; not where there is nothing to go on with."""
+    try:
+        with store:
+            yield store
+    except KeyboardInterrupt:
+        typer.echo("Stopped; the same command with --resume continues.", err=True)
+        raise
+    except BaseException:
+        if store.path is not None:
+            store.path.unlink(missing_ok=True)
+        raise
 
 
 def md(

@@ -16,7 +16,7 @@ from equipes.models.invariant import ScaleShift, cosine_cutoff
 from equipes.models.potential import Architecture
 
 # Keeps the angle's derivative finite where three atoms stand in a line (as in the authors' TorchANI).
-_NOT_COLLINEAR = 0.95
+NOT_COLLINEAR = 0.95
 
 
 class ElementNetworks(nn.Module):
@@ -157,7 +157,7 @@ class ANI(Architecture):
         """2^(1-ζ) Σ_jk (1 + cos(θ - θ_s))^ζ exp(-η (mean r - r_s)²) f_c(r_ij) f_c(r_ik), `[N, pairs · …]` (eq. 4)."""
         j, k = self._pairs_of_edges(lengths, graph)
         r_j, r_k = lengths[j], lengths[k]  # [T]
-        cosine = _NOT_COLLINEAR * (vectors[j] * vectors[k]).sum(1) / (r_j * r_k)
+        cosine = NOT_COLLINEAR * (vectors[j] * vectors[k]).sum(1) / (r_j * r_k)
         sine = torch.sqrt(1 - cosine**2)
         # cos(θ - θ_s), without the inverse cosine
         difference = cosine.unsqueeze(1) * torch.cos(self.angles) + sine.unsqueeze(1) * torch.sin(self.angles)

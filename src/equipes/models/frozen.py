@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +14,13 @@ from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.kernels import native
 from equipes.kernels.native.frozen import FrozenEngine, Neighbours
-from equipes.models import mace_blueprint
+from equipes.models import ani_blueprint, mace_blueprint, physnet_blueprint, schnet_blueprint
+from equipes.models.ani import ANI
 from equipes.models.blueprint import EVEN, Blueprint, Layer, blueprint, can_describe
 from equipes.models.mace import MACE
+from equipes.models.physnet import PhysNet
 from equipes.models.potential import UNITS, Potential, Prediction
+from equipes.models.schnet import SchNet
 from equipes.models.splines import choose_knots, polynomials
 
 if TYPE_CHECKING:
@@ -25,6 +28,13 @@ if TYPE_CHECKING:
 
 # Errors of the splines relative to the largest values, by number type: below its round-off in energies and forces.
 TOLERANCES = {torch.float32: 3e-8, torch.float64: 1e-9}
+
+# Models whose features are scalars, and what describes them.
+_INVARIANT: dict[type, Callable[..., tuple[dict[str, Any], dict[str, np.ndarray]]]] = {
+    SchNet: schnet_blueprint.describe,
+    PhysNet: physnet_blueprint.describe,
+    ANI: ani_blueprint.describe,
+}
 
 
 class FrozenPotential:
@@ -90,8 +100,8 @@ class FrozenPotential:
 
     @property
     def n_intervals(self) -> int:
-        """Between the knots of its splines."""
-        return len(self.arrays["knots"]) - 1
+        """Between the knots of its splines; 0 where there are none."""
+        return max(len(self.arrays["knots"]) - 1, 0)
 
     @property
     def table_bytes(self) -> int:
@@ -183,6 +193,8 @@ def supports(potential: Potential) -> bool:
     extension, model = native.module(), potential.model
     if extension is None:
         return False
+    if type(model) in _INVARIANT:
+        return True
     if type(model) is MACE:
         return model.max_ell <= extension.max_l and mace_blueprint.can_describe(model)
     return can_describe(model) and model.l_max <= extension.max_l
@@ -216,7 +228,9 @@ def freeze(
     exact = convert(potential, "float64").to("cpu").eval().requires_grad_(False)
     types = [potential.species.index(symbol) for symbol in wanted]
     tolerance = TOLERANCES[potential.dtype] if tolerance is None else tolerance
-    if isinstance(exact.model, MACE):
+    if type(exact.model) in _INVARIANT:
+        structure, arrays = _INVARIANT[type(exact.model)](exact.model, types, tolerance)
+    elif isinstance(exact.model, MACE):
         structure, arrays = mace_blueprint.describe(exact.model, types, tolerance)
     else:
         structure, arrays = describe(blueprint(exact.model, types), tolerance)

@@ -138,7 +138,7 @@ class PhysNet(Architecture):
             graph: the edges.
         """
         lengths = vectors.norm(dim=1)  # [E]
-        basis = self._basis(lengths).to(self.embedding.dtype)  # [E, K]
+        basis = self.basis(lengths).to(self.embedding.dtype)  # [E, K]
         x = self.embedding.index_select(0, types)  # [N, F]
         y = x.new_zeros(len(types))
         for block in self.blocks:
@@ -146,7 +146,7 @@ class PhysNet(Architecture):
             y = y + energies
         return self.scale_shift(y, types)
 
-    def _basis(self, lengths: Tensor) -> Tensor:
+    def basis(self, lengths: Tensor) -> Tensor:
         """φ(r) exp(-β (exp(-r) - μ_k)²), `[E, K]` (eqs. 7 and 8)."""
         u = lengths / self.r_max
         envelope = (1 - 6 * u**5 + 15 * u**4 - 10 * u**3) * (u < 1)

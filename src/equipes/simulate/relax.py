@@ -19,8 +19,10 @@ from ase.optimize.optimize import Optimizer
 
 from equipes.errors import InputError
 from equipes.simulate.errors import SimulationError
+from equipes.simulate.remembering import Remembering
 from equipes.simulate.results import Provenance, plain
 from equipes.simulate.safety import Distances, check_finite
+from equipes.simulate.store import Store
 
 OptimizerName = Literal["lbfgs", "bfgs", "fire"]
 CellFreedom = Literal["all", "hydrostatic", "in-plane"]
@@ -101,6 +103,7 @@ def relax(
     freedom: CellFreedom = "all",
     optimizer: OptimizerName = "lbfgs",
     on_step: Callable[[int, ase.Atoms, float, float | None], None] | None = None,
+    store: Store | None = None,
 ) -> RelaxResult:
     """The nearest minimum of the energy, or of the enthalpy under pressure.
 
@@ -119,6 +122,8 @@ def relax(
         optimizer: "lbfgs", which takes the fewest steps, "bfgs", or "fire" (Bitzek et al., Phys. Rev. Lett. 97, 170201,
             2006), for a start so far from a minimum that the others lose their way.
         on_step: called with step, structure, largest force and largest stress deviation, also before the first step.
+        store: where energies, forces and stresses of every step are kept and looked for first, so that a relaxation
+            that was stopped, or given too few steps, goes the same way again at once.
 
     Raises:
         InputError: options that do not fit the structure.
@@ -126,7 +131,7 @@ def relax(
             end inside each other.
     """
     relaxed = atoms.copy()
-    relaxed.calc = calculator
+    relaxed.calc = calculator if store is None else Remembering(calculator, store)
     with_cell = relaxes_cell(atoms) if cell is None else cell
     _check_options(
         atoms, with_cell, pressure, fmax, smax, steps, symmetry, constant_volume, freedom, optimizer

@@ -18,6 +18,7 @@ from equipes.errors import InputError
 from equipes.files import atomic_write
 
 _SECONDS_BETWEEN_WRITES = 2.0
+_WRITING = 0.05  # of the time, at most
 _FORMAT = 1
 
 
@@ -49,6 +50,7 @@ class Store:
         self.facts = json.loads(json.dumps(dict(facts or {})))
         self._arrays: dict[str, np.ndarray] = {}
         self._written = time.monotonic()
+        self._pause = _SECONDS_BETWEEN_WRITES
         self._changed = not resume
         self.reused = 0
         if resume and path is not None:
@@ -73,21 +75,23 @@ class Store:
         return found
 
     def put(self, name: str, **arrays: Any) -> None:
-        """Keep arrays under `name`; they are on the disk within seconds."""
+        """Keep arrays under `name`; they are on the disk within seconds, or later where writing takes long."""
         self._arrays.update({f"{name}|{key}": np.asarray(value) for key, value in arrays.items()})
         self._changed = True
-        if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+        if time.monotonic() - self._written > self._pause:
             self.write()
 
     def write(self) -> None:
         """Bring everything to the disk."""
         if self.path is None or not self._changed:
             return
+        began = time.monotonic()
         facts = np.array(json.dumps({"format": _FORMAT, "facts": self.facts}))
         with atomic_write(self.path, overwrite=True) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, facts=facts, **self._arrays)
         self._changed = False
         self._written = time.monotonic()
+        self._pause = max(_SECONDS_BETWEEN_WRITES, (self._written - began) / _WRITING)
 
     def _read(self, path: Path) -> None:
         if not path.is_file():

@@ -108,7 +108,7 @@ class TrainConfig(Section):
         description="null: soap for equivariant models from scratch; adamw for others and for fine-tuning",
     )
     learning_rate: PositiveFloat | None = Field(
-        default=None, description="peak; null: a good one for the optimiser"
+        default=None, description="peak; null: a good one for the architecture"
     )
     weight_decay: NonNegativeFloat = Field(default=0.0, description="decoupled, on matrices only")
     schedule: Literal["cosine", "wsd", "plateau", "constant"] = "cosine"

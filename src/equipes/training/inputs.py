@@ -28,7 +28,12 @@ from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.models import Potential
 from equipes.training.config import Config, DataConfig, Size
-from equipes.training.optimizers import AFTER_PRETRAINING, FINE_TUNING, PEAK_LEARNING_RATE, default_optimizer
+from equipes.training.optimizers import (
+    AFTER_PRETRAINING,
+    FINE_TUNING,
+    default_learning_rate,
+    default_optimizer,
+)
 
 _MAX_DEFAULT_VALIDATION = 200
 _SAMPLE = 50
@@ -156,7 +161,7 @@ def prepare(config: Config, splits: Splits, base: Potential | None = None) -> Pr
     chosen: dict[str, Any] = {
         "batch_size": batch_size,
         "optimizer": optimizer,
-        "learning_rate": PEAK_LEARNING_RATE[optimizer] * _part_of_rate(config),
+        "learning_rate": default_learning_rate(config.model.architecture) * _part_of_rate(config),
         # Seldom enough that validation takes a small part of the time, often enough to see what happens.
         "validate_every": max(min(steps_per_pass, 500), 4 * val_batches),
         "stress_weight": 1.0 if has_stress else 0.0,

@@ -14,7 +14,7 @@ from equipes.nn.adapters import LowRankAdapters
 from equipes.training.config import TrainConfig
 from equipes.training.soap import SOAP
 
-PEAK_LEARNING_RATE = {"adamw": 0.01, "soap": 0.01}
+PEAK_LEARNING_RATE = 0.01
 FINE_TUNING = 0.2
 """What a good learning rate is multiplied by where weights are trained already."""
 AFTER_PRETRAINING = 0.2
@@ -28,6 +28,11 @@ _UNIT_WEIGHTS = ("nequip", "sevennet", "mace")
 def default_optimizer(architecture: str) -> str:
     """The optimiser that a training takes if it is not told: `soap` from scratch where the architecture stands it."""
     return "soap" if architecture in _UNIT_WEIGHTS else "adamw"
+
+
+def default_learning_rate(architecture: str) -> float:
+    """The peak that a training from scratch takes if it is not told, by either optimiser."""
+    return PEAK_LEARNING_RATE if architecture in _UNIT_WEIGHTS else 0.003
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, moves: Moves | None =
     """
     moved = (moves or Moves()).tensors(model)
     name = config.optimizer or "adamw"
-    peak = config.learning_rate or PEAK_LEARNING_RATE[name]
+    peak = config.learning_rate or PEAK_LEARNING_RATE
     groups = []
     for rate in dict.fromkeys(rate for _, rate in moved):
         tensors = [tensor for tensor, own in moved if own == rate]

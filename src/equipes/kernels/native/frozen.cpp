@@ -1,16 +1,13 @@
 #include "frozen_pass.hpp"
+#include "functions.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 namespace equipes {
 namespace {
 
-// Tiles that go through one section before the next: few enough for their features to stay in the third-level cache,
-// enough for the section's splines to be worth fetching.
-constexpr int kChunkTiles = 40;
-// With fewer atoms all features fit into the cache in any order.
-constexpr std::int64_t kOrderedAtoms = 1000;
 // Vectors of channels of a section: more for scalars, which have fewer paths and nearly nothing to prepare for a receiver.
 constexpr int section_vectors(int l1) { return l1 == 0 ? 8 : 4; }
 
@@ -18,14 +15,6 @@ template <class T>
 constexpr T kSiluFactor = T(1.6791767923989418);
 template <class T>
 constexpr T kTanhFactor = T(1.5937334472592695);
-
-// silu(x) and its derivative, without factors.
-template <class T>
-Vector<T> silu(Vector<T> x, Vector<T>& slope) {
-  const Vector<T> s = T(1) / (T(1) + exponential<T>(-x));
-  slope = s * (T(1) + x * (T(1) - s));
-  return x * s;
-}
 
 template <class T>
 Vector<T> hyperbolic_tangent(Vector<T> x) {
@@ -39,66 +28,6 @@ Vector<T> hyperbolic_tangent(Vector<T> x) {
 
 }  // namespace
 
-// Atoms so ordered that neighbours are near in memory, too: along a curve of Morton through boxes of a few Å. It depends on
-// the positions alone, so that equal structures still give equal bits.
-inline std::vector<std::int64_t> order_in_space(const double* positions, std::int64_t atoms) {
-  constexpr double kBox = 4.0;  // Å
-  constexpr int kBits = 16;
-  std::vector<std::int64_t> order(atoms);
-  for (std::int64_t i = 0; i < atoms; ++i) order[i] = i;
-  if (atoms < kOrderedAtoms) return order;
-  double low[3] = {positions[0], positions[1], positions[2]};
-  for (std::int64_t i = 0; i < 3 * atoms; ++i) low[i % 3] = std::min(low[i % 3], positions[i]);
-  std::vector<std::uint64_t> keys(atoms, 0);
-  for (std::int64_t i = 0; i < atoms; ++i)
-    for (int c = 0; c < 3; ++c) {
-      const double box = (positions[3 * i + c] - low[c]) / kBox;
-      // Also what is no number or very far must have some place.
-      const std::uint64_t place = box >= 0 ? std::uint64_t(std::min(box, double((1 << kBits) - 1))) : 0;
-      for (int b = 0; b < kBits; ++b) keys[i] |= (place >> b & 1) << (3 * b + c);
-    }
-  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) { return keys[a] < keys[b]; });
-  return order;
-}
-
-template <class T>
-T* Frozen<T>::keep(std::int64_t n) {
-  table_bytes_ += n * std::int64_t(sizeof(T));
-  T* data = tables_.take<T>(n);
-  std::fill_n(data, n, T(0));
-  return data;
-}
-
-template <class T>
-Panels<T> Frozen<T>::pack(const std::vector<double>& dense, int depth, int width) {
-  T* data = keep(std::int64_t(depth) * width);
-  const Panels<T> panels{depth, width, data};
-  for (int n0 = 0; n0 < width; n0 += 2 * kLanes<T>) {
-    const int columns = std::min(2 * kLanes<T>, width - n0);
-    for (int k = 0; k < depth; ++k)
-      for (int c = 0; c < columns; ++c) *data++ = T(dense[std::size_t(k) * width + n0 + c]);
-  }
-  return panels;
-}
-
-template <class T>
-std::vector<double> Frozen<T>::padded(const double* values, const Channels<T>& rows, const Channels<T>& columns) {
-  std::vector<double> dense(std::size_t(rows.width()) * columns.width(), 0.0);
-  for (int r = 0; r < rows.groups(); ++r)
-    for (int i = 0; i < rows.size(r); ++i)
-      for (int c = 0; c < columns.groups(); ++c)
-        std::copy_n(values + std::size_t(rows.real_start(r) + i) * columns.count() + columns.real_start(c), columns.size(c),
-                    dense.begin() + std::size_t(rows.start(r) + i) * columns.width() + columns.start(c));
-  return dense;
-}
-
-inline std::vector<double> transposed(const std::vector<double>& dense, int rows, int columns) {
-  std::vector<double> result(dense.size());
-  for (int i = 0; i < rows; ++i)
-    for (int j = 0; j < columns; ++j) result[std::size_t(j) * rows + i] = dense[std::size_t(i) * columns + j];
-  return result;
-}
-
 template <class T>
 typename Frozen<T>::Map Frozen<T>::make_map(const FrozenMatrix& matrix, const Channels<T>& rows,
                                             const Channels<T>& columns) {
@@ -109,21 +38,11 @@ typename Frozen<T>::Map Frozen<T>::make_map(const FrozenMatrix& matrix, const Ch
   Map map{matrix.from, matrix.to, {}, {}};
   by_species_ |= matrix.count > 1;
   for (int s = 0; s < matrix.count; ++s) {
-    const auto dense = padded(matrix.values.data() + std::size_t(s) * matrix.rows * matrix.columns, rows, columns);
-    map.forward.push_back(pack(dense, rows.width(), columns.width()));
-    map.reverse.push_back(pack(transposed(dense, rows.width(), columns.width()), columns.width(), rows.width()));
+    const auto dense = padded<T>(matrix.values.data() + std::size_t(s) * matrix.rows * matrix.columns, rows, columns);
+    map.forward.push_back(tables_.pack(dense, rows.width(), columns.width()));
+    map.reverse.push_back(tables_.pack(transposed(dense, rows.width(), columns.width()), columns.width(), rows.width()));
   }
   return map;
-}
-
-// Coefficients of neighbouring channels, as many as fit into a vector.
-template <class T>
-void Frozen<T>::fill_coefficients(const double* splines, std::int64_t stride, int channels, T* target,
-                                  std::int64_t interval_stride) const {
-  for (int k = 0; k < rows_of_splines(); ++k)
-    for (int i = 0; i < kCoefficients; ++i)
-      for (int c = 0; c < channels; ++c)
-        target[k * interval_stride + i * kLanes<T> + c] = T(splines[(std::int64_t(k) * kCoefficients + i) * stride + c]);
 }
 
 template <class T>
@@ -133,16 +52,11 @@ Frozen<T>::Frozen(const FrozenSpec& spec)
       intervals_(int(spec.knots.size()) - 1),
       by_pair_(spec.by_pair),
       cutoffs_(spec.cutoffs),
-      knots_(spec.knots),
       scales_(spec.scales),
       shifts_(spec.shifts),
+      knots_(spec.knots),
       repulsion_(spec.repulsion) {
-  const auto require = [](bool condition, const char* what) {
-    if (!condition) throw std::invalid_argument(what);
-  };
   require(n_species_ > 0 && l_max_ >= 0 && l_max_ <= kMaxL, "the number of species or the highest degree is out of range");
-  require(intervals_ >= 1 && knots_.front() == 0.0 && knots_.back() == 1.0, "the knots do not go from 0 to 1");
-  for (int k = 0; k < intervals_; ++k) require(knots_[k + 1] > knots_[k], "the knots do not ascend");
   const std::size_t pairs = std::size_t(n_species_) * n_species_;
   require(cutoffs_.size() == pairs && scales_.size() == std::size_t(n_species_) && shifts_.size() == scales_.size(),
           "a table of species has a wrong size");
@@ -152,11 +66,6 @@ Frozen<T>::Frozen(const FrozenSpec& spec)
                repulsion_.screening.size() % 2 == 0),
           "a table of the repulsion has a wrong size");
   require(!spec.layers.empty(), "there are no layers");
-  interval_at_.resize(4 * intervals_);
-  for (std::size_t i = 0, k = 0; i < interval_at_.size(); ++i) {
-    while (int(k) + 1 < intervals_ && knots_[k + 1] <= double(i) / double(interval_at_.size())) ++k;
-    interval_at_[i] = int(k);
-  }
   for (const FrozenLayerSpec& layer : spec.layers) add_layer(layer);
 
   require(layers_.back().out.blocks.size() == 1 || !layers_.back().product, "the last layer gives more than scalars");
@@ -173,9 +82,6 @@ Frozen<T>::Frozen(const FrozenSpec& spec)
 template <class T>
 void Frozen<T>::add_layer(const FrozenLayerSpec& spec) {
   Layer layer;
-  const auto require = [](bool condition, const char* what) {
-    if (!condition) throw std::invalid_argument(what);
-  };
   const Irrep even{0, 0, 1};
   const bool product = !spec.out.empty();
   require(layers_.empty() || product == layers_[0].product, "the layers are of two kinds");
@@ -216,7 +122,7 @@ void Frozen<T>::add_layer(const FrozenLayerSpec& spec) {
     const int place = layer.hidden.find(even);
     require(place >= 0 && std::size_t(layer.hidden.blocks[place].channels.count()) == spec.hidden_constants.size(),
             "a layer's constants do not fit");
-    for (double value : padded(spec.hidden_constants.data(), Channels<T>::dense(1), layer.hidden.blocks[place].channels))
+    for (double value : padded<T>(spec.hidden_constants.data(), Channels<T>::dense(1), layer.hidden.blocks[place].channels))
       layer.hidden_constants.push_back(T(value));
   }
   for (const FrozenMatrix& matrix : spec.self_connection) {
@@ -231,16 +137,13 @@ void Frozen<T>::add_layer(const FrozenLayerSpec& spec) {
 // What the gate makes of z.
 template <class T>
 void Frozen<T>::add_gate(const FrozenLayerSpec& spec, Layer& layer, int first_gate) {
-  const auto require = [](bool condition, const char* what) {
-    if (!condition) throw std::invalid_argument(what);
-  };
   const Irrep even{0, 0, 1}, odd{0, 0, -1};
   layer.scalars = layer.z.find(even);
   require(layer.scalars >= 0 && layer.z.blocks[layer.scalars].channels.count() == spec.gate_in[layer.scalars].multiplicity,
           "the even scalars are not the scalars and gates");
   const Channels<T>& scalars = layer.z.blocks[layer.scalars].channels;
   require(spec.constants.size() == std::size_t(n_species_) * scalars.count(), "a layer's constants do not fit");
-  for (double value : padded(spec.constants.data(), Channels<T>::dense(n_species_), scalars))
+  for (double value : padded<T>(spec.constants.data(), Channels<T>::dense(n_species_), scalars))
     layer.constants.push_back(T(value));
   for (const Irrep& irrep : spec.scalars) {
     const int source = layer.z.find(irrep);
@@ -260,9 +163,6 @@ template <class T>
 void Frozen<T>::add_first_layer(const FrozenLayerSpec& spec) {
   constexpr int n = kLanes<T>;
   const Layer& layer = layers_[0];
-  const auto require = [](bool condition, const char* what) {
-    if (!condition) throw std::invalid_argument(what);
-  };
   reached_ = spec.reached;
   require(int(reached_.size()) == l_max_ + 1, "the first layer does not say what its harmonics reach");
   std::int64_t channels = 0;
@@ -279,7 +179,7 @@ void Frozen<T>::add_first_layer(const FrozenLayerSpec& spec) {
   const std::int64_t species_size = std::int64_t(rows_of_splines()) * kCoefficients * channels;
   require(std::int64_t(spec.splines.size()) == tables * species_size, "the first layer's splines do not fit");
   species_type_stride_ = by_pair_ ? 0 : species_interval_stride_ * rows_of_splines();
-  T* table = keep(species_interval_stride_ * rows_of_splines() * tables);
+  T* table = tables_.keep(species_interval_stride_ * rows_of_splines() * tables);
   species_table_ = table;
   for (int s = 0; s < tables; ++s) {
     std::int64_t column = s * species_size;
@@ -288,7 +188,7 @@ void Frozen<T>::add_first_layer(const FrozenLayerSpec& spec) {
       const Channels<T>& target = layer.z.blocks[reached_[l]].channels;
       for (int g = 0; g < target.groups(); ++g)
         for (int c = 0; c < target.size(g); c += n)
-          fill_coefficients(spec.splines.data() + column + target.real_start(g) + c, channels,
+          fill_coefficients(rows_of_splines(), spec.splines.data() + column + target.real_start(g) + c, channels,
                             std::min(n, target.size(g) - c),
                             table + s * species_type_stride_ + species_table_start_[l] +
                                 (target.start(g) + c) * kCoefficients,
@@ -301,9 +201,6 @@ void Frozen<T>::add_first_layer(const FrozenLayerSpec& spec) {
 template <class T>
 void Frozen<T>::add_sections(const FrozenLayerSpec& spec, Layer& layer) {
   constexpr int n = kLanes<T>;
-  const auto require = [](bool condition, const char* what) {
-    if (!condition) throw std::invalid_argument(what);
-  };
   // For each path: its first radial weight, the block of z it goes to, and its first row in that linear_2.
   std::vector<int> first_weight, to, first_row;
   std::vector<int> rows(layer.z.blocks.size(), 0);
@@ -354,11 +251,11 @@ void Frozen<T>::add_sections(const FrozenLayerSpec& spec, Layer& layer) {
       }
       section.vector_stride = std::int64_t(used.size()) * kCoefficients * n;
       section.interval_stride = section.vector_stride * section.vectors;
-      T* table = keep(section.interval_stride * rows_of_splines());
+      T* table = tables_.keep(section.interval_stride * rows_of_splines());
       section.table = table;
       for (std::size_t p = 0; p < used.size(); ++p)
         for (int v = 0; v < section.vectors; ++v)
-          fill_coefficients(spec.splines.data() + first_weight[used[p]] + channel + v * n, weights, std::min(n, real - v * n),
+          fill_coefficients(rows_of_splines(), spec.splines.data() + first_weight[used[p]] + channel + v * n, weights, std::min(n, real - v * n),
                             table + v * section.vector_stride + section.paths[p].table, section.interval_stride);
       for (int m = 0; m < int(section.messages.size()); ++m) {
         auto& message = section.messages[m];
@@ -369,13 +266,13 @@ void Frozen<T>::add_sections(const FrozenLayerSpec& spec, Layer& layer) {
         require(linear_2[message.to] != nullptr, "linear_2 lacks a block");
         for (std::size_t p = 0; p < used.size(); ++p) {
           if (section.paths[p].message != m) continue;
-          const auto part = padded(linear_2[message.to]->values.data() +
+          const auto part = padded<T>(linear_2[message.to]->values.data() +
                                        std::size_t(first_row[used[p]] + channel) * columns.count(),
                                    Channels<T>({real}), columns);
           std::copy(part.begin(), part.end(), dense.begin() + std::size_t(section.paths[p].column) * columns.width());
         }
-        message.forward = pack(dense, message.width, columns.width());
-        message.reverse = pack(transposed(dense, message.width, columns.width()), columns.width(), message.width);
+        message.forward = tables_.pack(dense, message.width, columns.width());
+        message.reverse = tables_.pack(transposed(dense, message.width, columns.width()), columns.width(), message.width);
       }
       layer.sections.push_back(std::move(section));
     }
@@ -388,27 +285,9 @@ void Frozen<T>::prepare(Pass& pass, int threads, const FrozenInput& input, bool 
   pass.input = &input;
   pass.atoms = N;
   pass.differentiate = differentiate;
-  const int groups = by_species_ ? n_species_ : 1;
-  const auto group_of = [&](std::int64_t i) { return by_species_ ? int(input.types[i]) : 0; };
-  std::vector<std::int64_t> start(groups + 1, 0);
-  for (std::int64_t i = 0; i < N; ++i) ++start[group_of(i) + 1];
-  for (int g = 0; g < groups; ++g) {
-    start[g + 1] += start[g];
-    for (std::int64_t first = start[g]; first < start[g + 1]; first += kTileAtoms)
-      pass.tiles.push_back({first, std::min(first + kTileAtoms, start[g + 1]), g});
-  }
-  pass.atom.resize(N);
-  pass.slot.resize(N);
-  pass.type_at.resize(N);
-  for (const std::int64_t i : order_in_space(input.positions, N)) {
-    const std::int64_t slot = start[group_of(i)]++;
-    pass.slot[i] = std::int32_t(slot);
-    pass.atom[slot] = i;
-    pass.type_at[slot] = int(input.types[i]);
-  }
+  pass.arrange(input, n_species_, by_species_);
   Arena& arena = *pass.arena;
-  // Each thread's edges begin at a multiple of 64 after as many as its atoms can have.
-  pass.stride = (input.row[N] + 63) / 64 * 64 + 128 * threads;
+  pass.stride = Slots::edge_room(input, threads);
   const std::int64_t E = pass.stride;
   pass.begin = arena.take<std::int64_t>(N + 1);
   pass.end = arena.take<std::int64_t>(N + 1);
@@ -444,17 +323,14 @@ void Frozen<T>::prepare(Pass& pass, int threads, const FrozenInput& input, bool 
     local.x = arena.take<T>(kTileAtoms * x_size);
     local.x_cotangent = arena.take<T>(kTileAtoms * x_size);
     local.messages = arena.take<T>(kTileAtoms * message_size);
-    if (differentiate) {
-      local.h_cotangent = arena.take<T>(N * h_size);
-      local.forces = arena.take<double>(3 * N);
-      local.virial = arena.take<double>(9 * input.structures);
-    }
+    if (differentiate) local.h_cotangent = arena.take<T>(N * h_size);
     for (const Panels<T>& panels : readout_) {
       local.readout.push_back(arena.take<T>(kTileAtoms * panels.width));
       local.readout_slope.push_back(arena.take<T>(kTileAtoms * panels.width));
     }
     pass.local.push_back(std::move(local));
   }
+  if (differentiate) pass.sums.take(arena, threads, input);
   if (layers_[0].product) prepare_products(pass, threads);
 }
 
@@ -464,32 +340,23 @@ void Frozen<T>::find_edges(Team team, Pass& pass) const {
   const Timer timer(team, Routine::kGeometry);
   const FrozenInput& in = *pass.input;
   const auto [first, last] = team.share(pass.atoms);
-  std::int64_t e = 0;
-  for (std::int64_t s = 0; s < first; ++s) e += in.row[pass.atom[s] + 1] - in.row[pass.atom[s]];
-  e = (e + 63) / 64 * 64 + 128 * team.rank;
+  std::int64_t e = pass.first_edge(in, team);
   const std::int64_t region = e, E = pass.stride;
-  const int lookups = int(interval_at_.size());
   for (std::int64_t s = first; s < last; ++s) {
     const std::int64_t i = pass.atom[s];
-    const double* cell = in.cell + (in.structure != nullptr ? 9 * in.structure[i] : 0);
+    const double* cell = in.cell_of(i);
     const double* cutoffs = cutoffs_.data() + in.types[i] * n_species_;
-    const double xi = in.positions[3 * i], yi = in.positions[3 * i + 1], zi = in.positions[3 * i + 2];
     double repulsion = 0;
     pass.begin[s] = e;
     for (std::int64_t k = in.row[i]; k < in.row[i + 1]; ++k) {
       const std::int64_t j = in.sender[k];
-      double r[3] = {in.positions[3 * j] - xi, in.positions[3 * j + 1] - yi, in.positions[3 * j + 2] - zi};
-      if (in.shift != nullptr) {
-        const double* shift = in.shift + 3 * k;
-        for (int c = 0; c < 3; ++c) r[c] += shift[0] * cell[c] + shift[1] * cell[3 + c] + shift[2] * cell[6 + c];
-      }
-      const double distance = std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
+      double r[3];
+      const double distance = in.vector(i, k, cell, r);
       const int type = int(in.types[j]);
       const double cutoff = cutoffs[type], reduced = distance / cutoff;
       // Written so that a distance that is not a number stays and shows in the result.
       if (reduced >= 1.0) continue;
-      int interval = reduced >= 0.0 ? interval_at_[std::min(int(reduced * lookups), lookups - 1)] : 0;
-      while (interval + 1 < intervals_ && knots_[interval + 1] <= reduced) ++interval;
+      const int interval = knots_.interval_of(reduced);
       const double width = knots_[interval + 1] - knots_[interval];
       for (int c = 0; c < 3; ++c) pass.vectors[c * E + e] = r[c];
       pass.sender[e] = pass.slot[j];
@@ -860,14 +727,12 @@ void Frozen<T>::gather_forces(Team team, Pass& pass, const FrozenOutput& output)
   using detail::Doubles;
   constexpr int n = kLanes<double>, kCount = (kMaxL + 1) * (kMaxL + 1);
   const FrozenInput& in = *pass.input;
-  const std::int64_t N = pass.atoms, E = pass.stride;
+  const std::int64_t E = pass.stride;
   const int count = (l_max_ + 1) * (l_max_ + 1), width = pass.edges.cotangent_width;
-  auto& local = pass.local[team.rank];
   {
     const Timer timer(team, Routine::kGeometry);
-    std::fill_n(local.forces, 3 * N, 0.0);
-    std::fill_n(local.virial, 9 * in.structures, 0.0);
-    const auto [first, last] = team.share(N);  // as in find_edges: these edges lie side by side
+    pass.sums.clear(team, in);
+    const auto [first, last] = team.share(pass.atoms);  // as in find_edges: these edges lie side by side
     std::int64_t s = first;
     for (std::int64_t start = first < last ? pass.begin[first] : 0, end = first < last ? pass.end[last - 1] : 0;
          start < end; start += n) {
@@ -906,32 +771,14 @@ void Frozen<T>::gather_forces(Team team, Pass& pass, const FrozenOutput& output)
       for (int k = 0; k < lanes; ++k) {
         const std::int64_t e = start + k;
         while (e >= pass.end[s]) ++s;
-        const std::int64_t i = pass.atom[s], j = pass.atom[pass.sender[e]];
-        double* virial = local.virial + (in.structure != nullptr ? 9 * in.structure[i] : 0);
-        for (int c = 0; c < 3; ++c) {
-          local.forces[3 * i + c] += g[c][k];
-          local.forces[3 * j + c] -= g[c][k];
-          for (int d = 0; d < 3; ++d) virial[3 * c + d] -= pass.vectors[c * E + e] * g[d][k];
-        }
+        const double r[3] = {pass.vectors[e], pass.vectors[E + e], pass.vectors[2 * E + e]};
+        const double its[3] = {g[0][k], g[1][k], g[2][k]};
+        pass.sums.add(team, in, pass.atom[s], pass.atom[pass.sender[e]], r, its);
       }
     }
   }
   team.wait();
-  const auto [first, last] = team.share(3 * N);
-  for (std::int64_t c = first; c < last; ++c) {
-    double sum = 0;
-    for (int r = 0; r < team.size; ++r) sum += pass.local[r].forces[c];
-    output.forces[c] = sum;
-  }
-  const auto [first_structure, last_structure] = team.share(in.structures);
-  for (std::int64_t s = first_structure; s < last_structure; ++s)
-    for (int c = 0; c < 3; ++c)
-      for (int d = 0; d < 3; ++d) {
-        double sum = 0;
-        for (int r = 0; r < team.size; ++r)
-          sum += pass.local[r].virial[9 * s + 3 * c + d] + pass.local[r].virial[9 * s + 3 * d + c];
-        output.virial[9 * s + 3 * c + d] = 0.5 * sum;
-      }
+  pass.sums.total(team, in, output);
 }
 
 template <class T>
@@ -945,19 +792,8 @@ void Frozen<T>::evaluate(int threads, const FrozenInput& input, const FrozenOutp
     find_edges(team, pass);
     find_densities(team, pass);
     team.wait();
-    // Tiles are shared so that each thread has the same number of edges, with an atom's linear layers as so many more.
     auto& local = pass.local[team.rank];
-    constexpr std::int64_t kAtomCost = 30;
-    std::int64_t total = 0, done = 0;
-    for (std::int64_t s = 0; s < pass.atoms; ++s) total += kAtomCost + pass.end[s] - pass.begin[s];
-    local.first_tile = local.last_tile = 0;
-    for (std::size_t t = 0; t < pass.tiles.size(); ++t) {
-      const int owner = int(done * team.size / total);
-      for (std::int64_t s = pass.tiles[t].first; s < pass.tiles[t].last; ++s)
-        done += kAtomCost + pass.end[s] - pass.begin[s];
-      if (owner < team.rank) local.first_tile = std::int64_t(t) + 1;
-      if (owner <= team.rank) local.last_tile = std::int64_t(t) + 1;
-    }
+    std::tie(local.first_tile, local.last_tile) = pass.share_tiles(team, pass.begin, pass.end);
     first_layer(team, pass, false);
     const bool products = layers_[0].product;
     for (int k = 1; k <= last; ++k) {

@@ -13,20 +13,11 @@
 
 #include "contraction.hpp"
 #include "convolution.hpp"
+#include "frozen_parts.hpp"
 #include "geometry.hpp"
-#include "layout.hpp"
-#include "memory.hpp"
 #include "profile.hpp"
-#include "spline_messages.hpp"
 
 namespace equipes {
-
-// From one block to another, one matrix for all species or one for each: [count, rows, columns].
-struct FrozenMatrix {
-  int from = 0, to = 0;
-  int count = 1, rows = 0, columns = 0;
-  std::vector<double> values;
-};
 
 struct FrozenLayerSpec {
   std::vector<Irrep> in;  // of x; none in the first layer
@@ -66,31 +57,6 @@ struct FrozenSpec {
   Repulsion repulsion;
 };
 
-// Arrays of the caller. The list of neighbours may reach too far: what is beyond the cutoff does not count.
-struct FrozenInput {
-  std::int64_t atoms = 0, structures = 0;
-  const std::int64_t* types = nullptr;  // [N]
-  const std::int64_t* structure = nullptr;  // [N]; nullptr: there is one
-  const double* positions = nullptr;  // [N, 3] Å
-  const double* cell = nullptr;  // [S, 3, 3] Å
-  const std::int64_t* row = nullptr;  // [N + 1] the edges of a receiver
-  const std::int64_t* sender = nullptr;  // [E]
-  const double* shift = nullptr;  // [E, 3] whole lattice vectors; nullptr: all zero
-};
-
-struct FrozenOutput {
-  double* energies = nullptr;  // [N] eV
-  double* forces = nullptr;  // [N, 3] eV/Å; nullptr: energies only
-  double* virial = nullptr;  // [S, 3, 3] eV, -dE/dstrain
-};
-
-// Matrices cut into panels of two vectors of columns, so that products read them in order.
-template <class T>
-struct Panels {
-  int depth = 0, width = 0;
-  const T* data = nullptr;
-};
-
 template <class T>
 class Frozen {
  public:
@@ -98,11 +64,11 @@ class Frozen {
 
   void evaluate(int threads, const FrozenInput& input, const FrozenOutput& output) const;
 
-  std::int64_t table_bytes() const { return table_bytes_; }
+  std::int64_t table_bytes() const { return tables_.bytes(); }
 
  private:
   struct Pass;
-  struct Tile;
+  using Tile = FrozenTile;
 
   // One matrix, or one for each species.
   struct Map {
@@ -160,12 +126,7 @@ class Frozen {
   void add_product(const FrozenLayerSpec& spec, Layer& layer);
   void add_first_layer(const FrozenLayerSpec& spec);
   void add_sections(const FrozenLayerSpec& spec, Layer& layer);
-  void fill_coefficients(const double* splines, std::int64_t stride, int channels, T* target,
-                         std::int64_t interval_stride) const;
-  Panels<T> pack(const std::vector<double>& dense, int depth, int width);
   Map make_map(const FrozenMatrix& matrix, const Channels<T>& rows, const Channels<T>& columns);
-  static std::vector<double> padded(const double* values, const Channels<T>& rows, const Channels<T>& columns);
-  T* keep(std::int64_t n);
   void prepare(Pass& pass, int threads, const FrozenInput& input, bool differentiate) const;
   void find_edges(Team team, Pass& pass) const;
   void first_layer(Team team, Pass& pass, bool reverse) const;
@@ -195,8 +156,8 @@ class Frozen {
   int n_species_, l_max_, intervals_;
   bool by_pair_ = false;
   bool by_species_ = false;  // some matrix is
-  std::vector<double> cutoffs_, knots_, scales_, shifts_;
-  std::vector<int> interval_at_;  // by distance in steps of 1 / size: the interval where a step begins
+  std::vector<double> cutoffs_, scales_, shifts_;
+  Knots knots_;
   Repulsion repulsion_;
   std::vector<Layer> layers_;
   const T* species_table_ = nullptr;
@@ -204,8 +165,7 @@ class Frozen {
   std::array<std::int64_t, kMaxL + 1> species_table_start_{};
   std::vector<int> reached_;
   std::vector<Panels<T>> readout_, readout_reverse_;
-  std::int64_t table_bytes_ = 0;
-  Arena tables_;
+  Tables<T> tables_;
   std::shared_ptr<ArenaPool> arenas_ = std::make_shared<ArenaPool>();
 };
 

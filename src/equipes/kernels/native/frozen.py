@@ -11,6 +11,7 @@ import torch
 
 from equipes.irreps import Irreps
 from equipes.kernels import native
+from equipes.kernels.native import invariant
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,16 @@ class FrozenEngine:
         extension = native.module()
         if extension is None:
             raise RuntimeError("the native code was not built")
-        make = extension.FrozenFloat if dtype == torch.float32 else extension.FrozenDouble
-        self._native = make(_specification(structure, arrays))
+        single = dtype == torch.float32
+        kind = structure.get("kind", "equivariant")
+        if kind not in ("equivariant", "invariant"):
+            raise ValueError(f"unknown kind of layers '{kind}'")
+        if kind == "invariant":
+            make = extension.InvariantFloat if single else extension.InvariantDouble
+            self._native = make(invariant.specification(structure, arrays))
+        else:
+            make = extension.FrozenFloat if single else extension.FrozenDouble
+            self._native = make(_specification(structure, arrays))
 
     @property
     def table_bytes(self) -> int:

@@ -32,9 +32,6 @@ std::pair<double, double> spline_at(const double* c, double t) {
 // What a layer has in the place of a gate.
 template <class T>
 void Frozen<T>::add_product(const FrozenLayerSpec& spec, Layer& layer) {
-  const auto require = [](bool condition, const char* what) {
-    if (!condition) throw std::invalid_argument(what);
-  };
   by_species_ = true;
   layer.product = true;
   for (const Irrep& irrep : spec.out) {
@@ -56,7 +53,7 @@ void Frozen<T>::add_product(const FrozenLayerSpec& spec, Layer& layer) {
   const std::int64_t size = std::int64_t(layer.table.coefficients()) * channels.count();
   require(std::int64_t(spec.coefficients.size()) == n_species_ * size, "the contraction's coefficients do not fit");
   for (int s = 0; s < n_species_; ++s) {
-    T* to = keep(std::int64_t(layer.table.coefficients()) * channels.width());
+    T* to = tables_.keep(std::int64_t(layer.table.coefficients()) * channels.width());
     layer.coefficients.push_back(to);
     for (int e = 0; e < layer.table.coefficients(); ++e)
       for (int c = 0; c < channels.count(); ++c)
@@ -77,12 +74,12 @@ void Frozen<T>::add_product(const FrozenLayerSpec& spec, Layer& layer) {
   }
   require(spec.readout.empty() || int(spec.readout.size()) == channels.count(), "a layer's readout does not fit");
   if (!spec.readout.empty())
-    for (double value : padded(spec.readout.data(), Channels<T>::dense(1), channels)) layer.readout.push_back(T(value));
+    for (double value : padded<T>(spec.readout.data(), Channels<T>::dense(1), channels)) layer.readout.push_back(T(value));
   require(spec.density.empty() || std::int64_t(spec.density.size()) == std::int64_t(tables_of_pairs()) * intervals_ * kCoefficients,
           "a layer's density does not fit");
   layer.density = spec.density;
   require(int(spec.constants.size()) == n_species_ * channels.count(), "a layer's constants do not fit");
-  for (double value : padded(spec.constants.data(), Channels<T>::dense(n_species_), channels))
+  for (double value : padded<T>(spec.constants.data(), Channels<T>::dense(n_species_), channels))
     layer.constants.push_back(T(value));
 }
 

@@ -11,6 +11,7 @@
 #include "contraction_operation.hpp"
 #include "engine.hpp"
 #include "frozen.hpp"
+#include "invariant.hpp"
 #include "operation.hpp"
 
 namespace nb = nanobind;
@@ -201,11 +202,50 @@ FrozenSpec frozen(nb::dict given) {
   return spec;
 }
 
-template <class T>
-void bind_frozen(nb::module_& module, const char* name) {
-  using F = Frozen<T>;
+InvariantSpec invariant(nb::dict given) {
+  InvariantSpec spec;
+  spec.n_species = nb::cast<int>(given["n_species"]);
+  spec.r_max = nb::cast<double>(given["r_max"]);
+  spec.widths = nb::cast<std::vector<int>>(given["widths"]);
+  spec.knots = numbers(given["knots"]);
+  spec.scales = numbers(given["scales"]);
+  spec.shifts = numbers(given["shifts"]);
+  for (nb::handle item : given["stages"]) {
+    nb::dict stage = nb::cast<nb::dict>(item);
+    InvariantStageSpec result;
+    result.sent = nb::cast<int>(stage["sent"]);
+    result.received = nb::cast<int>(stage["received"]);
+    result.splines = numbers(stage["splines"]);
+    for (nb::handle link : stage["links"]) {
+      const auto [from, to, activation, matrix, factors, constants] =
+          nb::cast<std::tuple<int, int, int, nb::object, nb::object, nb::object>>(link);
+      if (activation < 0 || activation > int(Activation::kSilu)) throw std::invalid_argument("an unknown activation");
+      InvariantLinkSpec& its = result.links.emplace_back();
+      its.from = from;
+      its.to = to;
+      its.activation = Activation(activation);
+      for (FrozenMatrix& only : matrices(matrix)) its.matrix = std::move(only);
+      its.factors = numbers(factors);
+      its.constants = numbers(constants);
+    }
+    spec.stages.push_back(std::move(result));
+  }
+  spec.symmetric = given.contains("symmetry_functions");
+  if (spec.symmetric) {
+    nb::dict symmetry = nb::cast<nb::dict>(given["symmetry_functions"]);
+    const auto number = [&](const char* name) { return nb::cast<double>(symmetry[name]); };
+    spec.symmetry = {number("r_max"),        number("angular_r_max"), number("radial_eta"),
+                     number("angular_eta"),  number("zeta"),          number("shrink"),
+                     numbers(given["radial_centres"]), numbers(given["shells"]), numbers(given["angles"])};
+  }
+  return spec;
+}
+
+// F: Frozen or Invariant, made of what `spec` reads.
+template <class F, class Spec>
+void bind_frozen(nb::module_& module, const char* name, Spec spec) {
   nb::class_<F>(module, name)
-      .def("__init__", [](F* self, nb::dict spec) { new (self) F(frozen(spec)); })
+      .def("__init__", [spec](F* self, nb::dict given) { new (self) F(spec(given)); })
       .def_prop_ro("table_bytes", &F::table_bytes)
       // types, structure, positions, cell, row, sender, shift; energies, forces, virial. A structure or shift of 0: there is
       // one structure, no edge crosses a boundary. Forces of 0: energies only.
@@ -300,8 +340,10 @@ NB_MODULE(EQUIPES_MODULE, module) {
   });
   bind_engine<float>(module, "EngineFloat", "PassFloat");
   bind_engine<double>(module, "EngineDouble", "PassDouble");
-  bind_frozen<float>(module, "FrozenFloat");
-  bind_frozen<double>(module, "FrozenDouble");
+  bind_frozen<Frozen<float>>(module, "FrozenFloat", frozen);
+  bind_frozen<Frozen<double>>(module, "FrozenDouble", frozen);
+  bind_frozen<Invariant<float>>(module, "InvariantFloat", invariant);
+  bind_frozen<Invariant<double>>(module, "InvariantDouble", invariant);
   bind_message_passing<float>(module, "MessagePassingFloat");
   bind_message_passing<double>(module, "MessagePassingDouble");
   module.attr("vector_bytes") = kVectorBytes;
