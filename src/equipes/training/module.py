@@ -116,9 +116,7 @@ class TrainingModule(pl.LightningModule):
         self.manual_backward(share * self.trainer.world_size)
         if self.adapters is not None:
             self.adapters.pull_back()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self._moved, self.settings.gradient_clip or float("inf"), foreach=True
-        )
+        norm = self._clip()
         self._note(share.detach(), norm, labelled)
         optimizer.step()
         if self.adapters is not None:
@@ -126,6 +124,14 @@ class TrainingModule(pl.LightningModule):
         update_average(self._averages, self._trainable, state.step, self.settings.ema_decay)
         state.step += 1
         state.loss_steps += 1
+
+    def _clip(self) -> Tensor:
+        """The norm of the gradient, which is cut where the settings want it."""
+        if self.settings.gradient_clip:
+            return torch.nn.utils.clip_grad_norm_(self._moved, self.settings.gradient_clip, foreach=True)
+        return torch.nn.utils.get_total_norm(
+            [tensor.grad for tensor in self._moved if tensor.grad is not None], foreach=True
+        )
 
     def _share(self, batch: Batch, weights: Tensor, loss: Loss | None = None) -> Tensor:
         """What this process's frames of a joint batch add to its loss."""

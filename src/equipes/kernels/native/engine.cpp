@@ -151,6 +151,7 @@ typename Engine<T>::Layer Engine<T>::make_layer(const LayerSpec& stated) {
         if (!irrep.idle) layer.self_connection.push_back({layer.in.find(irrep), layer.gate_in.find(irrep), weight});
       }
   if (stated.product()) add_product(stated, layer, &stated == &spec_.layers.back());
+  if (&stated == &spec_.layers.front()) add_moments(layer);
   return layer;
 }
 
@@ -243,7 +244,7 @@ void Engine<T>::mix(Team team, const Pass& pass, const Layer& layer, const T* fr
     const Block<T>& in = layer.convolution.messages().blocks[entry.from];
     const Block<T>& out = layer.gate_in.blocks[entry.to];
     const Matrix<T> weight{pass.values[entry.weight], out.width()};
-    const T factor = T(1.0 / std::sqrt(double(in.channels.count())));
+    const T factor = factor_of_map(layer, entry);
     const std::int64_t rows = atoms * in.components();
     count_operations(team, Routine::kLinear, 2.0 * rows * in.width() * out.width());
     if (reverse)
@@ -253,9 +254,7 @@ void Engine<T>::mix(Team team, const Pass& pass, const Layer& layer, const T* fr
       multiply<T>(team, rows, out.width(), in.width(), {in.of(from, atoms), in.width()}, weight, out.of(to, atoms),
                   out.width(), false, factor);
   }
-  if (!reverse)
-    for (int b : layer.untouched)
-      clear(team, layer.gate_in.blocks[b].of(to, atoms), atoms * layer.gate_in.blocks[b].size());
+  if (!reverse) clear_untouched(team, pass, layer, to);
 }
 
 // z += x W_species; or, in reverse, the cotangent of x (in z) += that of z (in x) W_speciesᵀ.
@@ -347,7 +346,7 @@ void Engine<T>::mix_gradient(Team team, const Pass& pass, int k, const std::vect
   for (const BlockWeight& entry : layer.linear_2) {
     const Block<T>& in = layer.convolution.messages().blocks[entry.from];
     const Block<T>& out = layer.gate_in.blocks[entry.to];
-    const T norm = T(1.0 / std::sqrt(double(in.channels.count())));
+    const T norm = factor_of_map(layer, entry);
     const std::int64_t rows = atoms * in.components();
     T* target = targets[entry.weight];
     multiply<T>(team, in.width(), out.width(), rows, Matrix<T>{in.of(state.messages, atoms), in.width()}.transposed(),
@@ -429,7 +428,8 @@ void Engine<T>::radial_forward(Team team, Pass& pass, int k) const {
   const std::vector<const T*> values = pick(pass.values, layers_[k].radial_weights);
   network.hidden(team, state.radial, values);
   for (const Weight<T>& weight : network.weights)
-    count_operations(team, Routine::kRadialForward, 2.0 * rows * weight.rows.width() * weight.columns.width());
+    if (!by_moments(pass, k) || &weight != &network.weights.back())
+      count_operations(team, Routine::kRadialForward, 2.0 * rows * weight.rows.width() * weight.columns.width());
 }
 
 // From the changes of the last layer's cotangents, which message passing left, to the gradient of the network.
@@ -444,8 +444,9 @@ void Engine<T>::radial_backward(Team team, Pass& pass, int k, const std::vector<
     pass.basis.roots_gradient(pass.plan, Channels<T>::padded(spec_.n_roots),
                               network.last() > 0 ? pass.basis_change : pass.hidden_change, roots_gradient);
   for (const Weight<T>& weight : network.weights)
-    count_operations(team, Routine::kRadialBackward,
-                     8.0 * pass.plan.pairs * weight.rows.width() * weight.columns.width());
+    if (!by_moments(pass, k) || &weight != &network.weights.back())
+      count_operations(team, Routine::kRadialBackward,
+                       8.0 * pass.plan.pairs * weight.rows.width() * weight.columns.width());
 }
 
 // ---- Gate
@@ -901,9 +902,13 @@ void Engine<T>::sweep_forward(Team team, Pass& pass, const double* vectors, doub
     linear(team, pass, layer, state.x, state.y, false);
     make_species_matrices(team, pass, k);
     team.wait();
-    messages_forward(team, pass, k);
-    team.wait();
-    mix(team, pass, layer, state.messages, state.z, false);
+    if (by_moments(pass, k)) {
+      moments_forward(team, pass);
+    } else {
+      messages_forward(team, pass, k);
+      team.wait();
+      mix(team, pass, layer, state.messages, state.z, false);
+    }
     team.wait();
     self_connect(team, pass, layer, k, state.x, state.z, false);
     team.wait();
@@ -922,6 +927,10 @@ void Engine<T>::sweep_reverse(Team team, Pass& pass) const {
     const typename Pass::State& state = pass.layers[k];
     gate_reverse(team, pass, k);
     team.wait();
+    if (by_moments(pass, k)) {
+      moments_reverse(team, pass);
+      break;
+    }
     mix(team, pass, layer, state.z_cotangent, state.messages_cotangent, true);
     team.wait();
     messages_reverse(team, pass, k);
@@ -994,9 +1003,13 @@ void Engine<T>::sweep_tangent(Team team, Pass& pass) const {
     const typename Pass::State& state = pass.layers[k];
     if (k > 0) linear(team, pass, layer, state.x_tangent, state.y_tangent, false);
     team.wait();
-    messages_tangent(team, pass, k);
-    team.wait();
-    mix(team, pass, layer, state.messages_tangent, state.z_tangent, false);
+    if (by_moments(pass, k)) {
+      moments_tangent(team, pass);
+    } else {
+      messages_tangent(team, pass, k);
+      team.wait();
+      mix(team, pass, layer, state.messages_tangent, state.z_tangent, false);
+    }
     team.wait();
     self_connect(team, pass, layer, k, state.x_tangent, state.z_tangent, false);
     team.wait();
@@ -1013,10 +1026,14 @@ void Engine<T>::sweep_dual(Team team, Pass& pass, const Gradients& gradients) co
     const typename Pass::State& state = pass.layers[k];
     gate_dual(team, pass, k, change, gradients.weights);
     team.wait();
-    mix(team, pass, layer, state.z_change, state.messages_change, true);
-    mix_gradient(team, pass, k, gradients.weights);
-    team.wait();
-    messages_dual(team, pass, k, gradients.weights);
+    if (by_moments(pass, k)) {
+      moments_dual(team, pass, gradients.weights);
+    } else {
+      mix(team, pass, layer, state.z_change, state.messages_change, true);
+      mix_gradient(team, pass, k, gradients.weights);
+      team.wait();
+      messages_dual(team, pass, k, gradients.weights);
+    }
     linear(team, pass, layer, state.y_change, below, true);
     linear_gradient(team, pass, k, gradients.weights);
     team.wait();
@@ -1121,6 +1138,7 @@ void Engine<T>::prepare(Pass& pass, int threads, const std::vector<const void*>&
   }
   pass.kinds = spec_.species_aware ? plan.species : std::vector<SpeciesRange>{{0, 0, atoms}};
   pass.attributes = arena.take<T>(pass.kinds.size() * Channels<T>::padded(n_attributes()));
+  prepare_moments(pass);
   for (const Layer& layer : layers_) {
     pass.layers.emplace_back();
     prepare_layer(pass, layer, pass.layers.back());
@@ -1230,6 +1248,7 @@ typename Engine<T>::Gradients Engine<T>::prepare_gradients(Pass& pass, int threa
     if (layer.product) prepare_product_gradients(pass, layer, state, arena);
   }
   pass.layers.back().x_tangent = arena.take<T>(atoms * layers_.back().out.size);
+  prepare_moments_gradients(pass, arena);
   return targets;
 }
 

@@ -9,6 +9,7 @@
 // With c and v the cotangents of energies and edge gradient, the last one is the gradient of the loss.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -54,6 +55,7 @@ struct ModelSpec {
   Repulsion repulsion;
   double gain = 2.0;  // square of the factor of the activations in networks
   double species_fan_in = 1.0;  // of the species' matrices in MACE's layers, beside the channels
+  int moments = 0;  // 1, -1: always or never do the first layer by moments; 0: where it is shorter
 };
 
 template <class T>
@@ -67,6 +69,7 @@ class Engine {
   explicit Engine(const ModelSpec& spec);
 
   struct Pass;
+  struct Moments;
 
   // Parameters: pointers in the model's order; scales, shifts and roots are float64, all others T. They must stay alive
   // and unchanged while the pass is in use. `gradient` is written if `differentiate` is set.
@@ -94,6 +97,12 @@ class Engine {
     int gate;  // first channel of the gates in the block of even scalars
   };
 
+  // A block of the first layer's messages, and where its path's channels begin in the last radial layer; engine_moments.cpp.
+  struct MomentBlock {
+    int l, column;
+    BlockWeight map;
+  };
+
   struct Layer {
     Features<T> in, gate_in, out;
     Convolution<T> convolution;
@@ -103,6 +112,7 @@ class Engine {
     std::vector<GateOutput> gate;
     int scalars = -1;  // block of even scalars in gate_in
     std::vector<int> untouched;  // blocks of gate_in that linear_2 does not write
+    std::vector<MomentBlock> moments;  // empty if its features are not scalars
 
     bool product = false, residual = false;  // MACE's; `scalars` is then a block of out
     Features<T> m;  // what the contraction gives
@@ -172,6 +182,21 @@ class Engine {
   void messages_tangent(Team, Pass&, int k) const;
   void messages_reverse(Team, Pass&, int k) const;
   void messages_dual(Team, Pass&, int k, const std::vector<T*>& targets) const;
+  void add_moments(Layer& layer) const;
+  static bool by_moments(const Pass& pass, int k) { return k == 0 && pass.moments.on; }
+  bool moments_are_shorter(const Plan& plan) const;
+  void prepare_moments(Pass&) const;
+  void prepare_moments_gradients(Pass&, Arena&) const;
+  template <bool Tangent>
+  void sum_moments(Team, const Pass&, const std::vector<T*>& targets) const;
+  void spread_moments(Team, Pass&) const;
+  void spread_moments_dual(Team, Pass&) const;
+  void map_moments(Team, const Pass&, const std::vector<T*>& moments, T* z, bool reverse) const;
+  void moments_forward(Team, Pass&) const;
+  void moments_reverse(Team, Pass&) const;
+  void moments_tangent(Team, Pass&) const;
+  void moments_dual(Team, Pass&, const std::vector<T*>& targets) const;
+  void split_joined_change(Team, Pass&, T* target) const;
   void read_out(Team, Pass&, double* energies) const;
   void read_out_dual(Team, Pass&, const double* energy_cotangent, const Gradients&) const;
   void reverse_readout(Team, Pass&, const std::vector<T*>& gradients, T* x_cotangent) const;
@@ -192,6 +217,18 @@ class Engine {
            layer.gate_in.blocks[entry.to].width();
   }
 
+  // Of the linear map of the messages.
+  T factor_of_map(const Layer& layer, const BlockWeight& entry) const {
+    return T(1.0 / std::sqrt(double(layer.convolution.messages().blocks[entry.from].channels.count())));
+  }
+  void clear_untouched(Team team, const Pass& pass, const Layer& layer, T* z) const {
+    for (int b : layer.untouched) {
+      const auto [first, last] = team.share(pass.plan.atoms * layer.gate_in.blocks[b].size());
+      T* data = layer.gate_in.blocks[b].of(z, pass.plan.atoms);
+      std::fill(data + first, data + last, T(0));
+    }
+  }
+
   std::vector<Rows<T>> rows_of(const Features<T>& features, T* data, std::int64_t atoms) const {
     std::vector<Rows<T>> rows;
     for (const Block<T>& block : features.blocks)
@@ -210,6 +247,21 @@ class Engine {
   std::vector<int> partial_;  // weights of which a sweep writes those of the species that occur
   int scales_ = 0, shifts_ = 0, roots_ = 0;  // parameters
   std::shared_ptr<ArenaPool> arenas_ = std::make_shared<ArenaPool>();
+};
+
+// What there is of the first layer's moments; a vector has an entry for each block of messages.
+template <class T>
+struct Engine<T>::Moments {
+  bool on = false;  // whether the first layer is done by moments
+  int depth = 0;  // of h
+  std::int64_t width = 0;  // species that occur · depth
+  std::vector<std::int32_t> kind;  // [edges] the sender's species, counting those that occur
+  std::vector<std::int32_t> order;  // edges by receiver and kind
+  std::vector<std::int64_t> start;  // [atoms · kinds + 1] where they begin
+  std::vector<std::int32_t> edges;  // [pairs, 2] the edges that share a row of h; -1: no second
+  std::vector<T*> values, cotangents, tangents, changes;  // B and the like, [atoms, 2l + 1, width]
+  std::vector<T*> joined, joined_changes;  // W y_s, [width, channels]
+  std::vector<T*> maps, map_changes;  // V, [width, channels of z]
 };
 
 // What a forward sweep leaves for the backward one.
@@ -240,6 +292,7 @@ struct Engine<T>::Pass {
   }
 
   Plan plan;
+  Moments moments;
   std::vector<std::int64_t> types;
   std::vector<int> type_at;  // by place
   std::shared_ptr<Arena> arena;

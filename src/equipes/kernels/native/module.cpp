@@ -87,6 +87,7 @@ ModelSpec model(nb::dict given) {
     }
     spec.layers.push_back(std::move(result));
   }
+  if (given.contains("moments")) spec.moments = nb::cast<int>(given["moments"]);
   if (given.contains("species_fan_in")) {  // what MACE has differently
     spec.gain = nb::cast<double>(given["gain"]);
     spec.species_fan_in = nb::cast<double>(given["species_fan_in"]);

@@ -24,6 +24,7 @@ enum class Routine {
   kReverse,
   kTangent,
   kDualReverse,
+  kMoments,
   kReadout,
   kCount
 };
@@ -43,6 +44,7 @@ constexpr std::array<const char*, std::size_t(Routine::kCount)> kRoutineNames = 
     "messages, reverse",
     "messages, tangent",
     "messages, dual reverse",
+    "moments",
     "readout",
 };
 
