@@ -10,7 +10,7 @@ from equipes.simulate.observables import Observables
 from equipes.simulate.records import Row
 from equipes.simulate.results import Check, Provenance, plain
 from equipes.simulate.settings import MDSettings
-from equipes.simulate.statistics import drift, mean_with_error
+from equipes.simulate.statistics import blocking_error, drift, mean_with_error
 
 # The part at the start of a run that means leave out, while potential and kinetic energy come to terms.
 SETTLING = 0.2
@@ -118,7 +118,8 @@ def _stationary(rows: list[Row], n_atoms: int) -> list[Check]:
             continue
         half = len(values) // 2
         one, two = np.array(values[:half]), np.array(values[half:])
-        errors = [mean_with_error(list(part))[1] for part in (one, two)]
+        # A drift within the halves shall not pass for their correlation.
+        errors = [blocking_error(part) for part in (one, two)]
         if None in errors:
             continue
         limit = _STANDARD_ERRORS * float(np.linalg.norm(np.array(errors, dtype=float))) / per

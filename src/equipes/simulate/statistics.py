@@ -9,6 +9,7 @@ import numpy as np
 
 # A standard deviation over fewer blocks than this is itself too uncertain to be called an error.
 _FEWEST_BLOCKS = 16
+_BLOCKS_TO_CORRELATE = 32
 
 
 def drift(times: Sequence[float], values: Sequence[float]) -> float | None:
@@ -25,26 +26,44 @@ def drift(times: Sequence[float], values: Sequence[float]) -> float | None:
 
 
 def mean_with_error(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean of a correlated series and its standard error, by blocking (Flyvbjerg & Petersen, J. Chem. Phys. 91, 461).
+    """Mean of a correlated series and its standard error.
+
+    The error is that of blocking (`blocking_error`), or, where it is larger, what the correlation that is left between
+    32 blocks makes of theirs, as in an autoregressive process of first order: so a series of only five or ten
+    correlation times has an honest error, too. None for a series of fewer than 16.
+    """
+    series = np.asarray(values, dtype=float)
+    if series.size == 0:
+        return None, None
+    error = blocking_error(series)
+    if error is None:
+        return float(series.mean()), None
+    blocks = series
+    while blocks.size >= 2 * _BLOCKS_TO_CORRELATE:
+        blocks = _pairs(blocks)
+    correlation = _correlation_of_neighbors(blocks)
+    alone = float(blocks.std(ddof=1)) / math.sqrt(blocks.size)
+    return float(series.mean()), max(error, alone * math.sqrt((1 + correlation) / (1 - correlation)))
+
+
+def blocking_error(values: Sequence[float] | np.ndarray) -> float | None:
+    """Standard error of a mean by blocking (Flyvbjerg & Petersen, J. Chem. Phys. 91, 461).
 
     Neighbouring values are averaged pairwise again and again; the error of the mean, seen as uncorrelated, grows until
     the blocks are longer than the correlation time. The largest one is returned, over levels of at least 16 blocks:
-    None for a shorter series. Where the last blocks are still correlated with their neighbours the error is what an
-    autoregressive process of first order with that correlation has, so that a series of only five or ten correlation
-    times has an honest error, too.
+    None for a shorter series.
     """
-    blocks = series = np.asarray(values, dtype=float)
-    if series.size == 0:
-        return None, None
+    series = np.asarray(values, dtype=float)
     errors = []
     while series.size >= _FEWEST_BLOCKS:
-        blocks = series
         errors.append(float(series.std(ddof=1)) / math.sqrt(series.size))
-        series = series[series.size % 2 :].reshape(-1, 2).mean(axis=1)
-    if errors:
-        correlation = _correlation_of_neighbors(blocks)
-        errors.append(errors[-1] * math.sqrt((1 + correlation) / (1 - correlation)))
-    return float(np.mean(values)), max(errors, default=None)
+        series = _pairs(series)
+    return max(errors, default=None)
+
+
+def _pairs(series: np.ndarray) -> np.ndarray:
+    means: np.ndarray = series[series.size % 2 :].reshape(-1, 2).mean(axis=1)
+    return means
 
 
 def _correlation_of_neighbors(series: np.ndarray) -> float:
