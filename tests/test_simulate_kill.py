@@ -149,7 +149,8 @@ def test_a_killed_calculation_goes_on(name: str, tmp_path: Path, monkeypatch: py
         again = case.calculate(store, lambda *_: None)
         assert store.reused > 0
     alone = case.calculate(Store(), lambda *_: None)
-    np.testing.assert_array_equal(case.numbers(again), case.numbers(alone))
+    # To round-off, because linear algebra may depend on where arrays lie in memory; frequencies at Γ are roots of it.
+    np.testing.assert_allclose(case.numbers(again), case.numbers(alone), rtol=1e-9, atol=1e-6)
 
 
 def test_killed_diffusion_goes_on(tmp_path: Path) -> None:
