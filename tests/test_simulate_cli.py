@@ -114,6 +114,7 @@ def test_relax_goes_on_where_it_had_too_few_steps(
     assert "give --resume, or --overwrite" in capsys.readouterr().err
     assert equipes_command(*given, "--optimizer", "fire", "--resume") == 2
     assert "was made with options" in capsys.readouterr().err
+    assert equipes_command(*given, "--fmax", -1, "--resume") == 2  # and nothing of the run before is lost
     evaluations = []
     calculate = EMT.calculate
     monkeypatch.setattr(EMT, "calculate", lambda *a, **k: (evaluations.append(1), calculate(*a, **k)))
@@ -121,6 +122,8 @@ def test_relax_goes_on_where_it_had_too_few_steps(
     whole, path = ase.io.read("whole.traj", ":"), ase.io.read("path.traj", ":")
     assert len(evaluations) == len(whole) - 3 == len(path) - 3
     assert all((a.positions == b.positions).all() for a, b in zip(whole, path, strict=True))
+    assert not list(Path().glob("*.npz"))
+    assert equipes_command(*given, "--fmax", -1, "--out", "refused.extxyz") == 2
     assert not list(Path().glob("*.npz"))
     assert equipes_command(*given, "--resume") == 2
     assert "no such file to continue from" in capsys.readouterr().err

@@ -152,7 +152,8 @@ def relax(
         "structure": structure_key(atoms),
         "options": [with_cell, freedom.value, pressure, symmetry, optimizer.value],
     }
-    with _keeping(Store(kept, made_with, resume=resume)) as store, progress_bar() as progress, stopping():
+    steps_so_far = Store(kept, made_with, resume=resume)
+    with _keeping(steps_so_far, resume=resume) as store, progress_bar() as progress, stopping():
         task = progress.add_task("relaxing", total=None)
 
         def follow(step: int, moving: ase.Atoms, force: float, stress: float | None) -> None:
@@ -206,16 +207,17 @@ def relax(
 
 
 @contextmanager
-def _keeping(store: Store) -> Iterator[Store]:
-    """The steps of a relaxation, on the disk should it be stopped; not where there is nothing to go on with."""
+def _keeping(store: Store, *, resume: bool) -> Iterator[Store]:
+    """The steps of a relaxation, on the disk should it be stopped; not where a new one was refused or failed."""
     try:
         with store:
             yield store
     except KeyboardInterrupt:
         typer.echo("Stopped; the same command with --resume continues.", err=True)
         raise
-    except BaseException:
-        if store.path is not None:
+    except (InputError, typer.Exit):
+        # What an earlier run has left is not thrown away for a wrong option of this one.
+        if store.path is not None and not resume:
             store.path.unlink(missing_ok=True)
         raise
 
