@@ -25,7 +25,7 @@ from equipes.training.display import ProgressDisplay
 from equipes.training.familiarity import remember_training
 from equipes.training.fine_tuning import Tuning, open_base, tune
 from equipes.training.identity import config_hash, refuse_other_training
-from equipes.training.inputs import Prepared, check, prepare, read_splits
+from equipes.training.inputs import Prepared, check, prepare, read_splits, without_isolated_atoms
 from equipes.training.loading import dump_config, load_config, with_absolute_files, with_files
 from equipes.training.loggers import StepLogger, build_loggers, quiet_lightning
 from equipes.training.losses import Loss
@@ -113,7 +113,10 @@ def train(
         config = _earlier_config(out)
     base = open_base(config)
     splits = read_splits(config.data, config.train.seed)
-    for sentence in check(splits, config.data.checks):
+    left_out = None
+    if config.pretraining is not None:
+        splits, left_out = without_isolated_atoms(splits)
+    for sentence in [*check(splits, config.data.checks), *([left_out] if left_out else [])]:
         console.print(f"Warning: {sentence}", style="yellow", highlight=False, soft_wrap=True)
     prepared = prepare(config, splits, None if base is None else base.potential)
     tuning = None if base is None else tune(prepared, base)
