@@ -37,6 +37,7 @@ from equipes.training.schedules import Clock
 from equipes.training.state import Row
 from equipes.training.stream import BatchStream
 from equipes.training.supervisor import CHECKPOINT, MODEL, Supervisor
+from equipes.training.suspicions import suspicions
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 
@@ -62,6 +63,7 @@ class TrainingResult:
         pretraining: what was done before on cheap labels, with its own validation errors; None without.
         fine_tuning: of a training that began with a potential: what that was, its errors on the validation frames, and
             what was forgotten (`Tuning.conclude`).
+        warnings: signs that the labels contradict each other, seen on the validation frames (`suspicions`).
     """
 
     out: Path
@@ -74,6 +76,7 @@ class TrainingResult:
     process: int = 0
     pretraining: dict[str, Any] | None = None
     fine_tuning: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def model(self) -> Path:
@@ -345,16 +348,19 @@ def _finish(
             "(`equipes data check`) and try a lower train.learning_rate"
         )
     remember_training(result.model, prepared.splits.train, prepared.splits.val, module.device)
+    potential = load(result.model)
+    # Energies that contradict the forces show here, where no two frames are alike enough for the checks of the data.
+    val = prepared.splits.val
+    warnings = suspicions(val, predict_frames(potential, val, device=module.device))
     test = None
     if prepared.splits.test:
-        potential = load(result.model)
         test = error_metrics(
             prepared.splits.test, predict_frames(potential, prepared.splits.test, device=module.device)
         )
     fine_tuning = None
     if tuning is not None:
         fine_tuning = tuning.conclude(result.model, module.state.history[0])
-    result = replace(result, test=test, fine_tuning=fine_tuning)
+    result = replace(result, test=test, fine_tuning=fine_tuning, warnings=tuple(warnings))
     summary = {
         "model": MODEL,
         "validation": result.validation,
@@ -364,6 +370,7 @@ def _finish(
         "steps": result.steps,
         "minutes": result.minutes,
         "reason": result.reason,
+        "warnings": warnings,
         "config_hash": fingerprints["config"],
         "data_fingerprint": fingerprints["data"],
         "versions": {
