@@ -31,7 +31,8 @@ def begin_at_mean_energies(potential: Potential, dataset: GraphDataset, scale: f
 
     Args:
         potential: with random weights, changed in place.
-        dataset: training frames; up to 64 of those that are labelled with an energy, and as many isolated atoms, are looked at.
+        dataset: training frames; up to 64 of those that are labelled with an energy are looked at, and as many isolated
+            atoms.
 
     Returns:
         Whether the weights were moved.
