@@ -1034,7 +1034,7 @@ void Engine<T>::sweep_dual(Team team, Pass& pass, const Gradients& gradients) co
     const typename Pass::State& state = pass.layers[k];
     gate_dual(team, pass, k, change, gradients.weights);
     team.wait();
-    density_dual(team, pass, k, gradients);
+    density_dual(team, pass, k, gradients.weights);
     if (by_moments(pass, k)) {
       moments_dual(team, pass, gradients.weights);
     } else {
@@ -1187,7 +1187,7 @@ void Engine<T>::prepare_layer(Pass& pass, const Layer& layer, typename Pass::Sta
   for (const BlockWeight& entry : layer.self_connection)
     state.species_matrices.push_back(arena.take<T>(species_matrices_size(pass, layer, entry)));
   if (layer.product) prepare_product(pass, layer, state);
-  if (layer.density >= 0) prepare_density(pass, state);
+  if (layer.density >= 0) prepare_density(pass, state.density);
 }
 
 // Memory of the way back.
@@ -1256,7 +1256,7 @@ typename Engine<T>::Gradients Engine<T>::prepare_gradients(Pass& pass, int threa
     for (const BlockWeight& entry : layer.self_connection)
       state.species_changes.push_back(arena.take<T>(species_matrices_size(pass, layer, entry)));
     if (layer.product) prepare_product_gradients(pass, layer, state, arena);
-    if (layer.density >= 0) prepare_density_gradients(pass, state, arena);
+    if (layer.density >= 0) prepare_density_gradients(pass, state.density, arena);
   }
   pass.layers.back().x_tangent = arena.take<T>(atoms * layers_.back().out.size);
   prepare_moments_gradients(pass, arena);

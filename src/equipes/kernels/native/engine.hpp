@@ -201,13 +201,13 @@ class Engine {
   void moments_tangent(Team, Pass&) const;
   void moments_dual(Team, Pass&, const std::vector<T*>& targets) const;
   void split_joined_change(Team, Pass&, T* target) const;
-  void prepare_density(Pass&, typename Pass::State&) const;
-  void prepare_density_gradients(Pass&, typename Pass::State&, Arena&) const;
+  void prepare_density(const Pass&, Density&) const;
+  void prepare_density_gradients(const Pass&, Density&, Arena&) const;
   void density_forward(Team, Pass&, int k) const;
   void density_reverse(Team, Pass&, int k) const;
   void density_tangent(Team, Pass&, int k) const;
-  void density_dual(Team, Pass&, int k, const Gradients&) const;
-  void density_gradient(Pass&, int k, const Gradients&) const;
+  void density_dual(Team, Pass&, int k, const std::vector<T*>& targets) const;
+  void density_gradient(const Pass&, int k, T* target) const;
   void read_out(Team, Pass&, double* energies) const;
   void read_out_dual(Team, Pass&, const double* energy_cotangent, const Gradients&) const;
   void reverse_readout(Team, Pass&, const std::vector<T*>& gradients, T* x_cotangent) const;
@@ -281,7 +281,6 @@ template <class T>
 struct Engine<T>::Density {
   double *value, *by_q, *by_q_twice, *q_slope;
   double *scale, *cotangent, *change, *scale_tangent;
-  T* basis_change;  // changes of the cotangents of the basis rows
 };
 
 // What a forward sweep leaves for the backward one.

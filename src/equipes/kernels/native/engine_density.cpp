@@ -44,19 +44,16 @@ void combine(const Features<T>& features, T* a, double factor, const T* b, doubl
 // ---- Memory
 
 template <class T>
-void Engine<T>::prepare_density(Pass& pass, typename Pass::State& state) const {
+void Engine<T>::prepare_density(const Pass& pass, Density& density) const {
   Arena& arena = *pass.arena;
-  Density& density = state.density;
   for (double** numbers : {&density.value, &density.by_q, &density.by_q_twice, &density.q_slope})
     *numbers = arena.take<double>(pass.plan.pairs);
   for (double** numbers : {&density.scale, &density.cotangent}) *numbers = arena.take<double>(pass.plan.atoms);
 }
 
 template <class T>
-void Engine<T>::prepare_density_gradients(Pass& pass, typename Pass::State& state, Arena& arena) const {
-  for (double** numbers : {&state.density.change, &state.density.scale_tangent})
-    *numbers = arena.take<double>(pass.plan.atoms);
-  state.density.basis_change = arena.take<T>(2 * pass.plan.pairs * Channels<T>::padded(spec_.n_roots));
+void Engine<T>::prepare_density_gradients(const Pass& pass, Density& density, Arena& arena) const {
+  for (double** numbers : {&density.change, &density.scale_tangent}) *numbers = arena.take<double>(pass.plan.atoms);
 }
 
 // ---- Sweeps
@@ -139,9 +136,9 @@ void Engine<T>::density_tangent(Team team, Pass& pass, int k) const {
   team.wait();
 }
 
-// Also the gradients of b and of the roots of its basis.
+// Also the gradient of b. (The roots of MACE's basis are not trained.)
 template <class T>
-void Engine<T>::density_dual(Team team, Pass& pass, int k, const Gradients& gradients) const {
+void Engine<T>::density_dual(Team team, Pass& pass, int k, const std::vector<T*>& targets) const {
   const Layer& layer = layers_[k];
   if (layer.density < 0) return;
   const Timer timer(team, Routine::kGate);
@@ -158,22 +155,18 @@ void Engine<T>::density_dual(Team team, Pass& pass, int k, const Gradients& grad
     combine<T>(layer.gate_in, state.z_change, scale, state.z_cotangent, relative, plan.atoms, place);
   }
   team.wait();
-  if (team.rank == 0) density_gradient(pass, k, gradients);
+  if (team.rank == 0) density_gradient(pass, k, targets[layer.density]);
   team.wait();
 }
 
-// The cotangents of q and dq/dr of all pairs, and what they give.
+// From the cotangents of q and dq/dr of the edges to that of b.
 template <class T>
-void Engine<T>::density_gradient(Pass& pass, int k, const Gradients& gradients) const {
+void Engine<T>::density_gradient(const Pass& pass, int k, T* target) const {
   const Plan& plan = pass.plan;
-  const Layer& layer = layers_[k];
   const Density& density = pass.layers[k].density;
-  const T* weights = pass.values[layer.density];
-  T* target = gradients.weights[layer.density];
   const int width = Channels<T>::padded(spec_.n_roots);
   const T norm = T(1.0 / std::sqrt(double(spec_.n_roots)));
   std::fill_n(target, width, T(0));
-  std::fill_n(density.basis_change, 2 * plan.pairs * width, T(0));
   for (std::int64_t i = 0; i < plan.atoms; ++i)
     for (std::int64_t e = plan.row[i]; e < plan.row[i + 1]; ++e) {
       const std::int64_t p = plan.pair[e];
@@ -181,23 +174,18 @@ void Engine<T>::density_gradient(Pass& pass, int k, const Gradients& gradients) 
       const T by_value = norm * T(density.change[i] * density.by_q[p] + along * density.by_q_twice[p] * density.q_slope[p]);
       const T by_slope = norm * T(along * density.by_q[p]);
       const T* row = pass.basis_rows + 2 * p * width;
-      T* change = density.basis_change + 2 * p * width;
-      for (int n = 0; n < width; n += kLanes<T>) {
+      for (int n = 0; n < width; n += kLanes<T>)
         add_to<T>(target + n, load(row + n) * by_value + load(row + width + n) * by_slope);
-        add_to<T>(change + n, load(weights + n) * by_value);
-        add_to<T>(change + width + n, load(weights + n) * by_slope);
-      }
     }
-  if (gradients.roots != nullptr) pass.basis.roots_gradient(plan, width, density.basis_change, gradients.roots);
 }
 
 using Real = EQUIPES_REAL;
 using RealEngine = Engine<Real>;
-template void RealEngine::prepare_density(Pass&, typename Pass::State&) const;
-template void RealEngine::prepare_density_gradients(Pass&, typename Pass::State&, Arena&) const;
+template void RealEngine::prepare_density(const Pass&, Density&) const;
+template void RealEngine::prepare_density_gradients(const Pass&, Density&, Arena&) const;
 template void RealEngine::density_forward(Team, Pass&, int) const;
 template void RealEngine::density_reverse(Team, Pass&, int) const;
 template void RealEngine::density_tangent(Team, Pass&, int) const;
-template void RealEngine::density_dual(Team, Pass&, int, const Gradients&) const;
+template void RealEngine::density_dual(Team, Pass&, int, const std::vector<Real*>&) const;
 
 }  // namespace equipes
