@@ -56,6 +56,7 @@ class Calculator(AseCalculator):
     Attributes:
         potential: the model; None if a frozen one was given.
         frozen: what calculates in its place; None as long as nothing is frozen.
+        skin: Å.
 
     Raises:
         InputError: a file that is no model, an unknown dtype or device, a negative skin, a frozen potential that shall
@@ -127,6 +128,7 @@ class Calculator(AseCalculator):
         self._prepared_for: bytes | None = None
         reach = self.potential or self.frozen
         assert reach is not None
+        self.skin = float(skin)
         self._neighbors = SkinnedNeighbors(reach.cutoff, skin)
 
     def freeze_for(self, symbols: Iterable[str]) -> FrozenPotential | None:
