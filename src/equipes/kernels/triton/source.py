@@ -44,6 +44,7 @@ class Variant:
         wanted: what the kernel of edges writes, of "y" and "w" ("t" with splines).
         splines: the weights are splines.
         unit: all x are 1.
+        kinds: there is a table of splines for each kind of edge, not one for all.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Variant:
     wanted: str = "yw"
     splines: bool = False
     unit: bool = False
+    kinds: bool = False
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -260,7 +262,8 @@ def arguments(variant: Variant) -> list[str]:
         if operand == "x" and variant.unit:
             continue
         if operand == "w" and variant.splines:
-            names += ["table", "interval", "place", "table_kind", "n_intervals"]
+            names += ["table", "interval", "place"]
+            names += ["table_kind", "n_intervals"] if variant.kinds else []
             continue
         names += [operand] + ([f"{operand}_t"] if operand in variant.tangents else [])
     by_sender = variant.kind == "senders"
@@ -296,9 +299,9 @@ def _open_edge(form: MessagePassingForm, writer: _Writer) -> None:
     writer.line("if at >= 0:")
     writer.indent += 1
     writer.line("t = tl.load(place + e)")
-    writer.line(
-        f"row = (tl.load(table_kind + e).to(tl.int64) * n_intervals + at) * {6 * form.n_weights}"
-    )
+    if writer.variant.kinds:
+        writer.line("at += tl.load(table_kind + e).to(tl.int64) * n_intervals")
+    writer.line(f"row = at * {6 * form.n_weights}")
 
 
 def _find_sender(writer: _Writer) -> None:
