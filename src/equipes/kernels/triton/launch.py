@@ -14,11 +14,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from equipes.errors import InputError
 from equipes.kernels.form import MessagePassingForm
-from equipes.kernels.triton.source import Kernel, Variant, arguments, kernel, pointer_types
+from equipes.kernels.triton.source import kernel
+from equipes.kernels.triton.writer import Kernel, Variant, arguments, pointer_types
 
 # One warp: programs share nothing, and a receiver has few channels for more.
 _OPTIONS: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
@@ -62,7 +62,9 @@ def _compiled(code: Kernel) -> Any:
     from triton.runtime.jit import JITFunction
 
     # Else the number of intervals would be compiled in where it is 1 or a multiple of 16.
-    return JITFunction(_function(code), do_not_specialize=["n_intervals"] if "n_intervals" in code.text else None)
+    return JITFunction(
+        _function(code), do_not_specialize=["n_intervals"] if "n_intervals" in code.text else None
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -123,7 +125,9 @@ def assemble(form: MessagePassingForm, variant: Variant, capability: int = 90) -
         signature=signature,
         # Tensors of torch begin at multiples of 16 bytes.
         attrs={
-            (k,): [["tt.divisibility", 16]] for k, kind in enumerate(signature.values()) if kind.startswith("*")
+            (k,): [["tt.divisibility", 16]]
+            for k, kind in enumerate(signature.values())
+            if kind.startswith("*")
         },
     )
     asm = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=_OPTIONS).asm
