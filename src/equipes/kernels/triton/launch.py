@@ -57,7 +57,8 @@ def _function(code: Kernel) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _compiled(code: Kernel) -> Any:
+def compiled(code: Kernel) -> Any:
+    """What Triton compiles for a GPU when it is first called."""
     _triton()
     from triton.runtime.jit import JITFunction
 
@@ -96,7 +97,7 @@ def launch(form: MessagePassingForm, variant: Variant, n_atoms: int, given: dict
         _interpreted(code)[n_atoms, min(second, 2) if code.sections == 0 else second](*operands)
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        _compiled(code)[n_atoms, second](*operands, **_OPTIONS)
+        compiled(code)[n_atoms, second](*operands, **_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def assemble(form: MessagePassingForm, variant: Variant, capability: int = 90) -
     code = kernel(form, variant)
     signature = pointer_types(variant)
     source = ASTSource(
-        fn=_compiled(code),
+        fn=compiled(code),
         signature=signature,
         # Tensors of torch begin at multiples of 16 bytes.
         attrs={
