@@ -163,6 +163,13 @@ class AtomGraph:
     def _crosses_boundaries(self) -> bool:
         return bool(self.shift.any())
 
+    @cached_property
+    def sender_pointer(self) -> Tensor:
+        """`[N + 1]` int64; `sender_order[sender_pointer[j]:sender_pointer[j + 1]]` are the edges of sender j."""
+        senders = self.sender.index_select(0, self.sender_order)
+        # A search, because counting would make a GPU wait for the host.
+        return torch.searchsorted(senders, torch.arange(self.n_atoms + 1, device=senders.device))
+
     def edge_vectors(self, positions: Tensor | None = None, cell: Tensor | None = None) -> Tensor:
         """Vectors from receiver to sender, `[E, 3]` float64, differentiable in positions and cell.
 
