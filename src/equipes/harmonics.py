@@ -28,7 +28,7 @@ def _raising(l: int) -> np.ndarray:
 @cache
 def raising_matrix(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`[3 (2l+1), 2l+3]`: from the products of Y_l and Y_1, Y_1 innermost, to Y_{l+1}."""
-    return torch.tensor(_raising(l).reshape(3 * (2 * l + 1), 2 * l + 3), dtype=dtype, device=device)
+    return torch.tensor(_raising(l).reshape(3 * (2 * l + 1), 2 * l + 3), dtype=dtype).to(device)
 
 
 def spherical_harmonics(l_max: int, directions: Tensor) -> Tensor:

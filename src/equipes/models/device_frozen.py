@@ -70,17 +70,19 @@ class DevicePotential:
         self._layers = make_layers(structure, arrays, self.dtype, self.device)
 
         def exactly(name: str) -> Tensor:
-            return torch.tensor(arrays[name], dtype=torch.float64, device=self.device)
+            return torch.tensor(arrays[name], dtype=torch.float64).to(self.device)
 
-        cutoffs = exactly("cutoffs")
-        same = bool((arrays["cutoffs"] == arrays["cutoffs"].flat[0]).all())
-        self._cutoffs = cutoffs[0, 0].clone() if same else cutoffs
+        cutoffs = arrays["cutoffs"]
+        same = bool((cutoffs == cutoffs.flat[0]).all())
+        self._cutoffs = torch.tensor(float(cutoffs.flat[0]), dtype=torch.float64).to(self.device)
+        if not same:
+            self._cutoffs = exactly("cutoffs")
         self._scales, self._shifts = exactly("scales"), exactly("shifts")
         knots = exactly("knots")
         self._inverse_widths = 1 / knots.diff()
         n_readout = sum(name.startswith("readout.") for name in arrays)
         self._readout = [
-            torch.tensor(arrays[f"readout.{k}.{k + 1}"][0], dtype=self.dtype, device=self.device)
+            torch.tensor(arrays[f"readout.{k}.{k + 1}"][0], dtype=self.dtype).to(self.device)
             for k in range(n_readout)
         ]
         self._repulsion = None

@@ -136,7 +136,7 @@ def edge_geometry(atoms: DeviceAtoms, cutoffs: Tensor) -> EdgeGeometry:
     if atoms.shift is not None:
         shift = atoms.shift.to(vectors.dtype)
         if atoms.structure is None:
-            vectors = torch.addmm(vectors, shift, atoms.cell[0])
+            vectors = torch.addmm(vectors, shift, atoms.cell.select(0, 0))
         else:
             cells = atoms.cell.index_select(0, atoms.structure.index_select(0, atoms.receiver))
             vectors = vectors + (shift.unsqueeze(1) @ cells).squeeze(1)
@@ -147,7 +147,7 @@ def edge_geometry(atoms: DeviceAtoms, cutoffs: Tensor) -> EdgeGeometry:
         cutoffs = cutoffs.flatten().index_select(0, receiver * len(cutoffs) + sender)
     reduced = lengths / cutoffs
     place = torch.arange(atoms.n_edges, device=lengths.device)
-    counts = (place < atoms.row_pointer[-1]) & (reduced < 1) & (lengths > 0)
+    counts = (place < atoms.row_pointer.select(0, -1)) & (reduced < 1) & (lengths > 0)
     lengths = torch.where(counts, lengths, 1.0)
     vectors = torch.where(counts.unsqueeze(1), vectors, 0.0)
     return EdgeGeometry(
@@ -163,14 +163,13 @@ def edge_geometry(atoms: DeviceAtoms, cutoffs: Tensor) -> EdgeGeometry:
 def harmonics_of(l_max: int, directions: Tensor) -> Tensor:
     """`[E, (l_max+1)²]` as `equipes.harmonics.spherical_harmonics` has them, without autograd."""
     values = directions.new_empty(directions.shape[0], (l_max + 1) ** 2)
-    values[:, 0] = 1.0
+    values.narrow(1, 0, 1).fill_(1.0)
     if l_max > 0:
-        torch.mul(directions, 3**0.5, out=values[:, 1:4])
+        torch.mul(directions, 3**0.5, out=_degree(values, 1))
     for l in range(1, l_max):
-        product = values[:, l**2 : (l + 1) ** 2].unsqueeze(2) * values[:, 1:4].unsqueeze(1)
-        values[:, (l + 1) ** 2 : (l + 2) ** 2] = product.flatten(1) @ raising_matrix(
-            l, directions.dtype, directions.device
-        )
+        product = _degree(values, l).unsqueeze(2) * _degree(values, 1).unsqueeze(1)
+        matrix = raising_matrix(l, directions.dtype, directions.device)
+        torch.mm(product.flatten(1), matrix, out=_degree(values, l + 1))
     return values
 
 
@@ -178,15 +177,20 @@ def harmonics_reverse(l_max: int, harmonics: Tensor, cotangents: Tensor) -> Tens
     """From the cotangents of the harmonics those of the directions, `[E, 3]`; not yet orthogonal to the directions."""
     if l_max == 0:
         return cotangents.new_zeros(cotangents.shape[0], 3)
-    first = harmonics[:, 1:4]
+    first = _degree(harmonics, 1)
     own = cotangents.clone()
     total = torch.zeros_like(first)  # of Y_1 as a factor of the higher ones
     for l in reversed(range(1, l_max)):
         matrix = raising_matrix(l, harmonics.dtype, harmonics.device)
-        product = (own[:, (l + 1) ** 2 : (l + 2) ** 2] @ matrix.T).unflatten(1, (2 * l + 1, 3))
-        own[:, l**2 : (l + 1) ** 2] += (product * first.unsqueeze(1)).sum(2)
-        total += (product * harmonics[:, l**2 : (l + 1) ** 2].unsqueeze(2)).sum(1)
-    return (own[:, 1:4] + total) * 3**0.5
+        product = (_degree(own, l + 1) @ matrix.T).unflatten(1, (2 * l + 1, 3))
+        total.add_((product * _degree(harmonics, l).unsqueeze(2)).sum(1))
+        _degree(own, l).add_((product * first.unsqueeze(1)).sum(2))
+    return (_degree(own, 1) + total) * 3**0.5
+
+
+def _degree(values: Tensor, l: int) -> Tensor:
+    """The part of one degree of rows of harmonics, `[E, 2l+1]`, the same memory."""
+    return values.narrow(1, l**2, 2 * l + 1)
 
 
 def edge_gradients(geometry: EdgeGeometry, radial_slope: Tensor, direction_cotangents: Tensor) -> Tensor:
@@ -214,8 +218,8 @@ def forces_and_virials(
         return segment_sums(gradient, atoms.row_pointer) - sent, None
     outer = (geometry.vectors.unsqueeze(2) * gradient.unsqueeze(1)).flatten(1)  # [E, 9]
     received = segment_sums(torch.cat([gradient, outer], dim=1), atoms.row_pointer)
-    total = atoms.sums_of_structures(received[:, 3:]).unflatten(1, (3, 3))
-    return received[:, :3] - sent, -(total + total.transpose(1, 2)) / 2
+    total = atoms.sums_of_structures(received.narrow(1, 3, 9)).unflatten(1, (3, 3))
+    return received.narrow(1, 0, 3) - sent, -(total + total.transpose(1, 2)) / 2
 
 
 def segment_sums(values: Tensor, pointer: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ class Block:
 
     def of(self, rows: Tensor) -> Tensor:
         """`[N, dim]` -> `[N, 2l+1, multiplicity]`, the same memory."""
-        stop = self.start + self.components * self.multiplicity
-        return rows[:, self.start : stop].unflatten(1, (self.components, self.multiplicity))
+        place = rows.narrow(1, self.start, self.components * self.multiplicity)
+        return place.unflatten(1, (self.components, self.multiplicity))
 
 
 def blocks_of(irreps: Irreps) -> dict[Irrep, Block]:
@@ -235,9 +235,9 @@ def make_layers(
     """The layers that a frozen potential's structure and arrays describe (see `equipes.models.frozen.describe`)."""
 
     def tensor(name: str) -> Tensor:
-        return torch.tensor(arrays[name], dtype=dtype, device=device)
+        return torch.tensor(arrays[name], dtype=dtype).to(device)
 
-    knots = torch.tensor(arrays["knots"], device=device)
+    knots = torch.tensor(arrays["knots"]).to(device)
     layers = []
     for k, facts in enumerate(structure["layers"]):
         name = f"layers.{k}"
@@ -282,7 +282,7 @@ def make_layers(
 
 
 def _form(facts: Mapping[str, Any], l_max: int, *, first: bool) -> MessagePassingForm:
-    """The couplings of a layer; of the first one those of the splines, where features are 1, a block for each degree."""
+    """The couplings of a layer; of the first one those of the splines: features are 1, a block for each degree."""
     paths = [(block, l2, Irrep(l3, parity)) for block, l2, l3, parity in facts["paths"]]
     z_irreps = Irreps(facts["gate_in"])
     if first:
