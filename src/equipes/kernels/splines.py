@@ -1,7 +1,7 @@
 """Message passing whose radial weights are quintic splines of the distance: the form that frozen models run.
 
 The weights of an edge are evaluated where they are used, so that nothing wider than the geometry is kept for an edge.
-`EQUIPES_KERNEL` does not choose here: tensors on a GPU go to Triton, all others to plain torch.
+Tensors on a GPU go to Triton, all others to plain torch (to Triton's interpreter with `EQUIPES_KERNEL=triton`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from equipes.graph import AtomGraph
-from equipes.kernels import reference
+from equipes.kernels import kernel_name, reference
 from equipes.kernels.form import MessagePassingForm
 
 # c0 + c1 t + .. + c5 t⁵.
@@ -135,7 +135,16 @@ def spline_message_passing(
     Returns:
         `[N, form.irreps_out.dim]`.
     """
+    if _by_triton(form, harmonics):
+        from equipes.kernels.triton import splines as on_triton
+
+        return on_triton.spline_message_passing(form, x, harmonics, splines, places, graph)
     return reference_spline_message_passing(form, x, harmonics, splines, places, graph)
+
+
+def _by_triton(form: MessagePassingForm, harmonics: Tensor) -> bool:
+    known = harmonics.dtype in (torch.float32, torch.float64) and bool(form.paths)
+    return known and kernel_name(harmonics.device.type) == "triton"
 
 
 def spline_reverse(
@@ -155,6 +164,10 @@ def spline_reverse(
     Returns:
         `(dx, dY, dt)`: by x (None where x is), by the harmonics `[E, (form.l_max+1)²]` and by `places.t` `[E]`.
     """
+    if _by_triton(form, harmonics):
+        from equipes.kernels.triton import splines as on_triton
+
+        return on_triton.spline_reverse(form, x, harmonics, splines, places, graph, cotangent)
     return reference_spline_reverse(form, x, harmonics, splines, places, graph, cotangent)
 
 
