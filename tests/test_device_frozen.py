@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +13,22 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import read
 from ase.stress import full_3x3_to_voigt_6_stress
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from equipes import AtomGraph, InputError
 from equipes.foundation import read_sevennet
 from equipes.harmonics import spherical_harmonics
 from equipes.kernels import native
-from equipes.models import convert
+from equipes.models import convert, device_frozen
 from equipes.models.description import Description
 from equipes.models.device_frozen import DevicePotential, freeze_on_device
-from equipes.models.device_geometry import harmonics_of, harmonics_reverse
+from equipes.models.device_geometry import DeviceAtoms, harmonics_of, harmonics_reverse
 from equipes.models.frozen import describe_potential
 from laws import PhysicalLaws
 from potentials import MODELS
+from test_device_steps import _cotangents, _messages
 from test_frozen import CASES, differences, ensemble, graph_of, make
 
 NAMES = [name for name, (architecture, _) in CASES.items() if architecture in ("nequip", "sevennet")]
@@ -131,6 +136,45 @@ def test_edges_beyond_the_cutoff_do_not_count(graph: AtomGraph) -> None:
     long = graph_of(ensemble(), 3.7)
     assert long.n_edges > graph.n_edges
     assert max(differences(potential(long), potential(graph)).values()) < 1e-14
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made inside had at a time, and the largest of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.bytes = self.largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        result = function(*arguments, **(named or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor):
+                storage = each.untyped_storage()
+                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+                self.largest = max(self.largest, storage.nbytes())
+        self.alive = {key: value for key, value in self.alive.items() if not value[0].expired()}
+        self.bytes = max(self.bytes, sum(size for _, size in self.alive.values()))
+        return result
+
+
+def test_memory_is_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the kernels in plain torch take; the difference of two sizes, so that matrices do not count."""
+    monkeypatch.setattr(device_frozen, "spline_message_passing", _messages)
+    monkeypatch.setattr(device_frozen, "spline_reverse", _cotangents)
+    potential = DevicePotential(described("several vectors", 1e-2), "cpu")
+    peaks, counted = [], []
+    for cells in (2, 3):
+        graph = AtomGraph.from_atoms(bulk("CO", "rocksalt", a=4.0) * (cells, cells, cells), 3.0)
+        types = potential.types(graph.numbers.numpy())
+        atoms = DeviceAtoms.of(graph, torch.tensor(types), potential.groups(types))
+        with Peak() as peak:
+            potential.evaluate(atoms)
+        peaks.append(peak.bytes)
+        counted.append(potential.workspace_bytes(graph.n_atoms, graph.n_edges))
+    assert 0.75 < (peaks[1] - peaks[0]) / (counted[1] - counted[0]) < 1.0
+    # No weights for each edge.
+    assert peak.largest < graph.n_edges * 8 * min(layer.splines.n_weights for layer in potential._layers)
 
 
 def test_what_runs_on_the_cpu_only_is_refused() -> None:

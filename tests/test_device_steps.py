@@ -212,6 +212,7 @@ def _cotangents(form, x, harmonics, splines, places, graph, cotangent):  # type:
 def devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calculators on the CPU do as on a GPU."""
     monkeypatch.setattr("equipes.calculators.ase.runs_natively", lambda device: False)
+    monkeypatch.setattr("equipes.calculators.ase.kernel_name", lambda device: "triton")
 
 
 @pytest.mark.usefixtures("devices")
@@ -276,5 +277,5 @@ def test_what_calculates_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(frozen, DevicePotential) and frozen.species == ("C",)
     # A copy of the process cannot go on with a GPU.
     assert processes_for(calculator, 10**9, 10**9) == 1
-    monkeypatch.setenv("EQUIPES_KERNEL", "reference")
+    monkeypatch.setattr("equipes.calculators.ase.kernel_name", lambda device: "reference")
     assert Calculator(potential).freeze_for(["C"]) is None

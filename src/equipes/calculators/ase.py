@@ -121,7 +121,11 @@ class Calculator(AseCalculator):
             self.potential is not None
             and not exact
             and (freeze or self.potential.dtype == torch.float32)
-            and (_can_freeze_natively(self.potential) if natively else _can_freeze_on_device(self.potential))
+            and (
+                _can_freeze_natively(self.potential)
+                if natively
+                else _can_freeze_on_device(self.potential, self.device)
+            )
         )
         self._tells_distance = feature_distance
         if feature_distance:
@@ -306,9 +310,9 @@ def _can_freeze_natively(potential: Potential) -> bool:
     return kernel_name() == "native" and can_freeze(potential)
 
 
-def _can_freeze_on_device(potential: Potential) -> bool:
-    # Who asks for the reference kernel gets the model itself, here as on the CPU.
-    return os.environ.get("EQUIPES_KERNEL") != "reference" and supports_device(potential)
+def _can_freeze_on_device(potential: Potential, device: torch.device) -> bool:
+    # The reference kernel writes down the weights of all edges; the model itself is no worse then.
+    return kernel_name(device.type) != "reference" and supports_device(potential)
 
 
 def _dtype(name: str) -> torch.dtype:

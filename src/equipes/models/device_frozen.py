@@ -136,6 +136,25 @@ class DevicePotential:
             virial=result.virial,
         )
 
+    def workspace_bytes(self, n_atoms: int, n_edges: int) -> int:
+        """What an evaluation with derivatives takes at most beside its input, by the sizes of its tensors.
+
+        Kept are h and z of every layer; with them are in use, in the layer that needs most, the messages (in the
+        reverse sweep their cotangents) and those of z and h. Edges have their geometry in float64, harmonics and their
+        cotangents, and in the end the gradients that are summed for forces and virials.
+        """
+        size = torch.empty((), dtype=self.dtype).element_size()
+        kept = sum(layer.z_width + layer.hidden_width for layer in self._layers)
+        busiest = max(
+            layer.form.irreps_out.dim + layer.z_width + layer.hidden_width + layer.x_width
+            for layer in self._layers
+        )
+        # Vectors, directions, lengths, reduced lengths and whether they count; harmonics, their cotangents twice.
+        geometry = 8 * (3 + 3 + 1 + 1) + 1 + size * (3 * (self._l_max + 1) ** 2 + 3) + 8
+        # Gradients, outer products, both side by side, and some in the making.
+        gradients = 8 * (3 + 9 + 12 + 6)
+        return n_atoms * size * (kept + busiest) + n_edges * (geometry + gradients) + n_atoms * 8 * 24
+
     @torch.no_grad()
     def evaluate(self, atoms: DeviceAtoms, *, forces: bool = True, virial: bool = True) -> DeviceResult:
         """Energies, forces and virials; nothing here waits for the device, and sizes alone decide what is called."""

@@ -181,6 +181,11 @@ class DeviceLayer:
     hidden_constants: Tensor | None
 
     @property
+    def hidden_width(self) -> int:
+        """Numbers of an atom in h; none in the first layer."""
+        return 0 if self.linear_1 is None else self.form.irreps_in.dim
+
+    @property
     def maps(self) -> list[BlockMap]:
         """All linear maps."""
         every = (*(self.linear_1 or ()), *self.linear_2, *self.self_connection)

@@ -62,7 +62,9 @@ def _compiled(code: Kernel) -> Any:
     from triton.runtime.jit import JITFunction
 
     # Else the number of intervals would be compiled in where it is 1 or a multiple of 16.
-    return JITFunction(_function(code), do_not_specialize=["n_intervals"] if "n_intervals" in code.text else None)
+    return JITFunction(
+        _function(code), do_not_specialize=["n_intervals"] if "n_intervals" in code.text else None
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -123,7 +125,9 @@ def assemble(form: MessagePassingForm, variant: Variant, capability: int = 90) -
         signature=signature,
         # Tensors of torch begin at multiples of 16 bytes.
         attrs={
-            (k,): [["tt.divisibility", 16]] for k, kind in enumerate(signature.values()) if kind.startswith("*")
+            (k,): [["tt.divisibility", 16]]
+            for k, kind in enumerate(signature.values())
+            if kind.startswith("*")
         },
     )
     asm = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=_OPTIONS).asm

@@ -69,7 +69,12 @@ def _split(pairs: dict[str, Pair]) -> tuple[Operands, Operands]:
 
 
 def _variant(
-    kind: str, values: Operands, tangents: Operands, operands: str, results: tuple[str, ...], wanted: str = "yw"
+    kind: str,
+    values: Operands,
+    tangents: Operands,
+    operands: str,
+    results: tuple[str, ...],
+    wanted: str = "yw",
 ) -> tuple[Variant, dict[str, Any]]:
     """The kernel, and its operands by the names of its arguments."""
     given = {name: tensor for name, tensor in tangents.items() if name in operands}
@@ -127,7 +132,9 @@ def _run_edges(
     out = {
         f"d{name}{suffix}": torch.empty_like(values[name]) for name in wanted for suffix in _suffixes(results)
     }
-    launch(form, variant, graph.n_atoms, given | out | {"row_pointer": graph.row_pointer, "sender": graph.sender})
+    launch(
+        form, variant, graph.n_atoms, given | out | {"row_pointer": graph.row_pointer, "sender": graph.sender}
+    )
     return out
 
 
@@ -216,7 +223,9 @@ class _Tangents(Function):
                 for t, flag in zip(operands, flags, strict=True)
             ]
             results = _term_by_term(form, graph, ctx.needed, *inputs)
-            pairs = [(r, c) for r, c in zip(results, cotangents, strict=True) if r is not None and c is not None]
+            pairs = [
+                (r, c) for r, c in zip(results, cotangents, strict=True) if r is not None and c is not None
+            ]
             wanted = [t for t, flag in zip(inputs, flags, strict=True) if flag]
             found = torch.autograd.grad(
                 [r for r, _ in pairs],
@@ -247,7 +256,9 @@ def _term_by_term(
         moved = {"x": x, "y": y, "w": w} | {name: tangent}
         others = "".join(other for other in "xyw" if other != name and other in needed)
         terms = dict(
-            zip("xyw", _Cotangents.apply(form, graph, others, *moved.values(), g), strict=True) if others else ()
+            zip("xyw", _Cotangents.apply(form, graph, others, *moved.values(), g), strict=True)
+            if others
+            else ()
         )
         if "g" in needed:
             terms["g"] = _Messages.apply(form, graph, *moved.values())

@@ -284,7 +284,9 @@ def _finish(form: MessagePassingForm, writer: _Writer, sections: int) -> Kernel:
     return Kernel(name, "\n".join(head + writer.lines) + "\n", sections)
 
 
-def _edge_numbers(form: MessagePassingForm, writer: _Writer, paths: Iterable[PlacedPath]) -> dict[int, Number]:
+def _edge_numbers(
+    form: MessagePassingForm, writer: _Writer, paths: Iterable[PlacedPath]
+) -> dict[int, Number]:
     """Loads the harmonics of edge `e` that the paths need, by place."""
     degrees = sorted({path.path.l2 for path in paths})
     width = (form.l_max + 1) ** 2
@@ -317,7 +319,10 @@ def _weights(
         weights = writer.load("w", f"e * {form.n_weights} + {path.weight} + {channels.u}", channels.load_mask)
         return weights, weights
     c = [
-        writer.let(f"tl.load(table + row + {k * form.n_weights + path.weight} + {channels.u}{channels.load_mask})") for k in range(6)
+        writer.let(
+            f"tl.load(table + row + {k * form.n_weights + path.weight} + {channels.u}{channels.load_mask})"
+        )
+        for k in range(6)
     ]
     value = writer.let(f"((((({c[5]} * t + {c[4]}) * t + {c[3]}) * t + {c[2]}) * t + {c[1]}) * t + {c[0]})")
     if not slope:
@@ -329,7 +334,10 @@ def _weights(
 
 
 def _matrix(
-    writer: _Writer, known: dict[tuple[int, int, int], dict[tuple[int, int], Number]], path: PlacedPath, y: dict[int, Number]
+    writer: _Writer,
+    known: dict[tuple[int, int, int], dict[tuple[int, int], Number]],
+    path: PlacedPath,
+    y: dict[int, Number],
 ) -> dict[tuple[int, int], Number]:
     """A[m1, m3] = Σ_m2 C Y[m2] where it is not zero: scalars, shared by all channels and paths of the same degrees."""
     degrees = (path.l1, path.path.l2, path.l3)
@@ -399,7 +407,11 @@ def _features(form: MessagePassingForm, writer: _Writer, block: PlacedBlock, cha
     if writer.variant.unit:
         return [ONE]
     return [
-        writer.load("x", f"s * {form.irreps_in.dim} + {block.start + m1 * block.multiplicity} + {channels.u}", channels.load_mask)
+        writer.load(
+            "x",
+            f"s * {form.irreps_in.dim} + {block.start + m1 * block.multiplicity} + {channels.u}",
+            channels.load_mask,
+        )
         for m1 in range(2 * block.l1 + 1)
     ]
 
@@ -465,7 +477,11 @@ def _senders(form: MessagePassingForm, variant: Variant) -> Kernel:
 def _cotangents(form: MessagePassingForm, writer: _Writer, path: PlacedPath, channels: _Tile) -> list[Number]:
     """Cotangents of the messages of a path at receiver `i`."""
     return [
-        writer.load("g", f"i * {form.irreps_out.dim} + {path.out + m3 * path.out_stride} + {channels.u}", channels.load_mask)
+        writer.load(
+            "g",
+            f"i * {form.irreps_out.dim} + {path.out + m3 * path.out_stride} + {channels.u}",
+            channels.load_mask,
+        )
         for m3 in range(2 * path.l3 + 1)
     ]
 
@@ -518,7 +534,9 @@ def _edges(form: MessagePassingForm, variant: Variant) -> Kernel:
             if along is not None:
                 writer.add(along, [(slope, dw)])
             else:
-                writer.store("dw", f"e * {form.n_weights} + {path.weight} + {channels.u}", dw, channels.store_mask)
+                writer.store(
+                    "dw", f"e * {form.n_weights} + {path.weight} + {channels.u}", dw, channels.store_mask
+                )
         if tiles > 1:
             writer.indent -= 1
     if "y" in variant.wanted:
