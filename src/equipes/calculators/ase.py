@@ -59,6 +59,7 @@ class Calculator(AseCalculator):
     Attributes:
         potential: the model; None if a frozen one was given.
         frozen: what calculates in its place; None as long as nothing is frozen.
+        skin: Å.
 
     Raises:
         InputError: a file that is no model, an unknown dtype or device, a negative skin, a frozen potential that shall
@@ -134,6 +135,7 @@ class Calculator(AseCalculator):
         self._prepared_for: bytes | None = None
         reach = self.potential or self.frozen
         assert reach is not None
+        self.skin = float(skin)
         on_device = not natively and (self._may_freeze or self.frozen is not None)
         self._neighbors = SkinnedNeighbors(reach.cutoff, skin, self.device if on_device else "cpu")
         self._evaluator: DeviceEvaluator | None = None

@@ -95,6 +95,8 @@ class DevicePotential:
         # Linear layers of several species have a matrix for each, or one for all.
         self._by_species = any(len(each.matrices) > 1 for layer in self._layers for each in layer.maps)
         self._table = SpeciesTable(self.species)
+        self._seen: tuple[Tensor, int] | None = None
+        self._kinds: tuple[Tensor, Groups]
 
     def types(self, numbers: np.ndarray) -> np.ndarray:
         """Index of the species of each atom, `[N]`.
@@ -124,9 +126,10 @@ class DevicePotential:
                 f"the graph has edges up to {graph.cutoff:g} Å, the potential reaches {self.cutoff:g} Å; "
                 f"build it with AtomGraph.from_atoms(atoms, {self.cutoff:g})"
             )
-        types = self.types(graph.numbers.cpu().numpy())
-        graph = graph.to(self.device)
-        atoms = DeviceAtoms.of(graph, torch.tensor(types, device=self.device), self.groups(types))
+        types, groups = self._kinds_of(graph.numbers)
+        if graph.positions.device != self.device:
+            graph = graph.to(self.device)
+        atoms = DeviceAtoms.of(graph, types, groups)
         result = self.evaluate(atoms, forces=forces, virial=stress)
         return Prediction(
             energy=atoms.sums_of_structures(result.energies),
@@ -135,6 +138,15 @@ class DevicePotential:
             stress=None if result.virial is None else stress_of(graph.cell, result.virial),
             virial=result.virial,
         )
+
+    def _kinds_of(self, numbers: Tensor) -> tuple[Tensor, Groups]:
+        """Types and groups on the device. Of the same tensor as in the last call they are known, and nobody waits."""
+        seen = (numbers, numbers._version)
+        if self._seen is None or self._seen[0] is not seen[0] or self._seen[1] != seen[1]:
+            types = self.types(numbers.cpu().numpy())
+            self._kinds = torch.tensor(types, device=self.device), self.groups(types)
+            self._seen = seen
+        return self._kinds
 
     def workspace_bytes(self, n_atoms: int, n_edges: int) -> int:
         """What an evaluation with derivatives takes at most beside its input, by the sizes of its tensors.
