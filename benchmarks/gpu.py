@@ -57,6 +57,7 @@ SHAPES = {
 }
 SMALL = {**SHAPES, "num_layers": 2, "num_features": [16, 8, 4]}
 CELLS = [2, 5, 10, 20, 30]
+PARTS = ["ase", "dynamics", "memory", "largest", "training"]
 STEPS = [("aspirin × 5", 5), ("aspirin × 64", 64), ("Si 64 × 16", 16)]
 
 
@@ -169,6 +170,16 @@ def dynamics(frozen: DevicePotential, cells: int, options: argparse.Namespace) -
     }
 
 
+def counted(frozen: DevicePotential, atoms: int) -> dict[str, Any]:
+    """What so many atoms with 28 neighbours within the cutoff and 34 within the list need."""
+    return {
+        "atoms": atoms,
+        "kB an atom, 28 edges": frozen.workspace_bytes(atoms, 28 * atoms) / atoms / 1e3,
+        "kB an atom, 34 edges": frozen.workspace_bytes(atoms, 34 * atoms) / atoms / 1e3,
+        "GB, 34 edges": frozen.workspace_bytes(atoms, 34 * atoms) / 1e9,
+    }
+
+
 def largest(frozen: DevicePotential, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One evaluation of ever larger cubes, each of about twice as many atoms, until memory runs out."""
     rows: list[dict[str, Any]] = []
@@ -274,7 +285,7 @@ def main() -> None:
     parser.add_argument(
         "--parts",
         nargs="+",
-        choices=["ase", "dynamics", "largest", "training"],
+        choices=PARTS,
         default=None,
         help="default: all",
     )
@@ -284,7 +295,7 @@ def main() -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here; --device cpu --quick shows that the script runs")
     options.tolerance = 1e-3 if options.quick else None
-    parts = options.parts or ["ase", "dynamics", "largest", "training"]
+    parts = options.parts or PARTS
     cells = options.cells or ([1] if options.quick else CELLS)
     rows: list[dict[str, Any]] = []
 
@@ -298,10 +309,12 @@ def main() -> None:
     print(f"{name} on {_device_name(device)}, messages by {kernel}", flush=True)
     if "ase" in parts:
         table("ASE call, ms", [ase_calls(potential, n, options) for n in cells], "ase")
-    if {"dynamics", "largest"} & set(parts):
+    if {"dynamics", "memory", "largest"} & set(parts):
         frozen = freeze_on_device(potential, device, ["Si"], tolerance=options.tolerance)
         if "dynamics" in parts:
             table("Dynamics on the device", [dynamics(frozen, n, options) for n in cells], "dynamics")
+        if "memory" in parts:
+            table("Memory of an evaluation, counted", [counted(frozen, 10**n) for n in (3, 6)], "memory")
         if "largest" in parts:
             table("The largest system", largest(frozen, options), "largest")
     if "training" in parts:

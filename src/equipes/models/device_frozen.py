@@ -65,7 +65,8 @@ class DevicePotential:
         self.dtype = description.dtype
         self.deviation: dict[str, float] = dict(description.deviation)
         self.provenance = description.provenance
-        self.device = torch.device(device)
+        # With its number: 'cuda' is another device than 'cuda:0' to who compares them.
+        self.device = torch.empty(0, device=device).device
         self._l_max = int(structure["l_max"])
         self._layers = make_layers(structure, arrays, self.dtype, self.device)
 
