@@ -1,7 +1,7 @@
 """Equivariant message passing behind one function, whatever computes it.
 
-`EQUIPES_KERNEL` chooses: `native` (compiled C++; the default on the CPU where it was built), `triton` (the default on a GPU
-where Triton is installed; on the CPU its interpreter, for tests) or `reference` (plain torch).
+`EQUIPES_KERNEL` chooses: `native` (compiled C++; the default on the CPU where it was built), `triton` (the default on
+a GPU where Triton is installed; on the CPU its interpreter, for tests) or `reference` (plain torch).
 """
 
 from __future__ import annotations

@@ -94,6 +94,8 @@ class DeviceDynamics:
         self._farthest = torch.zeros((), dtype=torch.float64, device=device)
         self._saved = [torch.zeros_like(each) for each in self._state]
         self._padded: PaddedAtoms | None = None
+        # Whether nothing moved since neighbours were collected; how far atoms had come at the end of the last block.
+        self._fresh, self._reached = True, 0.0
         self._take(DeviceAtoms.of(graph, self._types, self._groups))
         self._evaluate()
 

@@ -14,11 +14,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from equipes.errors import InputError
 from equipes.kernels.form import MessagePassingForm
-from equipes.kernels.triton.source import Kernel, Variant, arguments, kernel, pointer_types
+from equipes.kernels.triton.source import kernel
+from equipes.kernels.triton.writer import Kernel, Variant, arguments, pointer_types
 
 # One warp: programs share nothing, and a receiver has few channels for more.
 _OPTIONS: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
@@ -57,7 +57,8 @@ def _function(code: Kernel) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _compiled(code: Kernel) -> Any:
+def compiled(code: Kernel) -> Any:
+    """What Triton compiles for a GPU when it is first called."""
     _triton()
     from triton.runtime.jit import JITFunction
 
@@ -96,7 +97,7 @@ def launch(form: MessagePassingForm, variant: Variant, n_atoms: int, given: dict
         _interpreted(code)[n_atoms, min(second, 2) if code.sections == 0 else second](*operands)
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        _compiled(code)[n_atoms, second](*operands, **_OPTIONS)
+        compiled(code)[n_atoms, second](*operands, **_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def assemble(form: MessagePassingForm, variant: Variant, capability: int = 90) -
     code = kernel(form, variant)
     signature = pointer_types(variant)
     source = ASTSource(
-        fn=_compiled(code),
+        fn=compiled(code),
         signature=signature,
         # Tensors of torch begin at multiples of 16 bytes.
         attrs={

@@ -1,8 +1,8 @@
 """Message passing on Triton kernels, differentiable to any order.
 
-The first and second derivatives, all that training on forces needs, are fused: the second is the derivative of the first
-along the given cotangents, so that each kernel with tangents does in one launch what takes several calls of those
-without. Derivatives beyond are made of these.
+The first and second derivatives, all that training on forces needs, are fused: the second is the derivative of the
+first along the given cotangents, so that each kernel with tangents does in one launch what takes several calls of
+those without. Derivatives beyond are made of these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from equipes.kernels import reference
 from equipes.kernels.form import MessagePassingForm
 from equipes.kernels.splines import Edges
 from equipes.kernels.triton.launch import launch
-from equipes.kernels.triton.source import NUMBER_TYPES, Variant
+from equipes.kernels.triton.writer import NUMBER_TYPES, Variant
 
 Operands = dict[str, Tensor]
 Pair = tuple[Tensor, Tensor]

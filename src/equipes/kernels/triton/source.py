@@ -6,8 +6,9 @@ Three kernels do everything, because the form is linear in each of x, Y, w and g
     senders    ∂F/∂x   a program adds up the edges of one sender, in the transposed order: no atomics
     edges      ∂F/∂Y, ∂F/∂w   a program goes through edges of one receiver
 
-Each comes with tangents as well: operands become pairs (value, tangent), results pairs or the tangent alone, which is what
-a second derivative needs. And each comes with weights that are splines of the distance, evaluated where they are used.
+Each comes with tangents as well: operands become pairs (value, tangent), results pairs or the tangent alone, which is
+what a second derivative needs. And each comes with weights that are splines of the distance, evaluated where they are
+used.
 
 A program is one warp on a tile of channels, which are contiguous, so that rows of senders are read in whole lines. The
 numbers of an edge are scalars, and sums stay in registers: where those of an input block would not fit, its paths
@@ -17,212 +18,36 @@ are dealt out to several sections, which are other programs of the same launch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from equipes.clebsch_gordan import wigner_3j
-from equipes.kernels.form import MessagePassingForm, Path
+from equipes.kernels.form import MessagePassingForm
+from equipes.kernels.triton.writer import (
+    ONE,
+    Kernel,
+    Number,
+    PlacedBlock,
+    PlacedPath,
+    Variant,
+    Writer,
+    arguments,
+    placed_blocks,
+)
 
 # 32-bit registers of a thread (of 255) that sums may take.
 SUM_REGISTERS = 64
 LANES = 32
 
 
-@dataclass(frozen=True)
-class Variant:
-    """Which kernel of a form.
-
-    Attributes:
-        kind: "messages", "senders" or "edges".
-        double: float64 in place of float32.
-        tangents: operands (of "xywg") that are pairs.
-        results: parts of the results to write, of "value" and "tangent".
-        wanted: what the kernel of edges writes, of "y" and "w" ("t" with splines).
-        splines: the weights are splines.
-        unit: all x are 1.
-        kinds: there is a table of splines for each kind of edge, not one for all.
-    """
-
-    kind: str
-    double: bool
-    tangents: str = ""
-    results: tuple[str, ...] = ("value",)
-    wanted: str = "yw"
-    splines: bool = False
-    unit: bool = False
-    kinds: bool = False
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """Of the names of the results' arguments."""
-        return tuple("" if part == "value" else "_t" for part in self.results)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel to be compiled: its text, the name of the function in it, and its programs for each atom.
-
-    `sections` is the second extent of the grid; 0 where the caller chooses it.
-    """
-
-    name: str
-    text: str
-    sections: int
-
-
-class Number(NamedTuple):
-    """A variable of the kernel and the one of its tangent, if it has one."""
-
-    value: str
-    tangent: str | None = None
-
-    def part(self, name: str) -> str | None:
-        return self.value if name == "value" else self.tangent
-
-
-ONE = Number("1.0")
-
-
-@dataclass(frozen=True)
-class PlacedPath:
-    """A path with the places of its numbers: in a row of weights, and in a row of results (stride from m3 to m3)."""
-
-    path: Path
-    l1: int
-    weight: int
-    out: int
-    out_stride: int
-
-    @property
-    def l3(self) -> int:
-        return self.path.out.l
-
-
-@dataclass(frozen=True)
-class PlacedBlock:
-    """An input block with its paths."""
-
-    l1: int
-    multiplicity: int
-    start: int
-    paths: tuple[PlacedPath, ...]
-
-
-def placed_blocks(form: MessagePassingForm) -> tuple[PlacedBlock, ...]:
-    """The input blocks that have paths, and where everything lies."""
-    starts = dict(zip(form.irreps_out.irreps, form.irreps_out.slices(), strict=True))
-    columns = dict.fromkeys(starts, 0)
-    weight = 0
-    paths: dict[int, list[PlacedPath]] = {}
-    for path in form.paths:
-        mul, irrep = form.irreps_in[path.block]
-        out = starts[path.out].start + columns[path.out]
-        placed = PlacedPath(path, irrep.l, weight, out, form.irreps_out.multiplicity(path.out))
-        paths.setdefault(path.block, []).append(placed)
-        columns[path.out] += mul
-        weight += mul
-    return tuple(
-        PlacedBlock(irrep.l, mul, place.start, tuple(paths[block]))
-        for block, ((mul, irrep), place) in enumerate(
-            zip(form.irreps_in, form.irreps_in.slices(), strict=True)
-        )
-        if block in paths and mul > 0
-    )
-
-
 @lru_cache(maxsize=256)
 def _terms(l1: int, l2: int, l3: int) -> tuple[tuple[int, int, int, float], ...]:
-    """`(m1, m2, m3, √(2l3+1) C)` of the coefficients that are not zero; those of 1 to round-off are 1, to be left out."""
+    """`(m1, m2, m3, √(2l3+1) C)` of the coefficients that are not zero; what is 1 to round-off is 1 and left out."""
     tensor = np.sqrt(2 * l3 + 1) * wigner_3j(l1, l2, l3)
     tensor = np.where(abs(tensor - 1) < 1e-15, 1.0, tensor)
     return tuple((m1, m2, m3, float(tensor[m1, m2, m3])) for m1, m2, m3 in np.argwhere(tensor).tolist())
-
-
-class _Writer:
-    """Lines of a kernel; every variable gets a name of its own."""
-
-    def __init__(self, variant: Variant) -> None:
-        self.variant = variant
-        self.lines: list[str] = []
-        self.indent = 1
-        self.count = 0
-
-    def line(self, text: str) -> None:
-        self.lines.append("    " * self.indent + text)
-
-    def let(self, expression: str) -> str:
-        self.count += 1
-        self.line(f"v{self.count} = {expression}")
-        return f"v{self.count}"
-
-    def load(self, operand: str, offset: str, mask: str = "") -> Number:
-        """An operand's value, and its tangent if it is a pair."""
-        tangent = None
-        value = self.let(f"tl.load({operand} + {offset}{mask})")
-        if operand in self.variant.tangents:
-            tangent = self.let(f"tl.load({operand}_t + {offset}{mask})")
-        return Number(value, tangent)
-
-    def scaled_sum(self, terms: Iterable[tuple[float, Number]]) -> Number:
-        """Σ c a."""
-        terms = list(terms)
-        if len(terms) == 1 and terms[0][0] == 1.0:
-            return terms[0][1]
-        value = self.let(" + ".join(_scaled(c, a.value) for c, a in terms))
-        tangents = [_scaled(c, a.tangent) for c, a in terms if a.tangent is not None]
-        return Number(value, self.let(" + ".join(tangents)) if tangents else None)
-
-    def product_sum(self, terms: Iterable[tuple[Number, Number]]) -> Number:
-        """Σ a b."""
-        terms = list(terms)
-        if len(terms) == 1 and ONE in terms[0]:
-            return terms[0][1] if terms[0][0] is ONE else terms[0][0]
-        tangents = _products(terms, "tangent")
-        value = self.let(" + ".join(_products(terms, "value")))
-        return Number(value, self.let(" + ".join(tangents)) if tangents else None)
-
-    def add(self, target: Number, terms: Iterable[tuple[Number, Number]]) -> None:
-        """target += Σ a b, in the parts that are results."""
-        terms = list(terms)
-        for part in self.variant.results:
-            products = _products(terms, part)
-            if products:
-                self.line(f"{target.part(part)} += {' + '.join(products)}")
-
-    def zeros(self, tile: int) -> Number:
-        """Sums to begin with, in the parts that are results."""
-        names = {
-            part: self.let(f"tl.full([{tile}], 0.0, number)") if part in self.variant.results else ""
-            for part in ("value", "tangent")
-        }
-        return Number(names["value"], names["tangent"])
-
-    def store(self, argument: str, offset: str, number: Number, mask: str = "") -> None:
-        for part, suffix in zip(self.variant.results, self.variant.suffixes, strict=True):
-            self.line(f"tl.store({argument}{suffix} + {offset}, {number.part(part) or '0.0'}{mask})")
-
-
-def _scaled(factor: float, name: str | None) -> str:
-    return f"{name}" if factor == 1.0 else f"{factor!r} * {name}"
-
-
-def _products(terms: Sequence[tuple[Number, Number]], part: str) -> list[str]:
-    """The product rule; factors of 1 are left out."""
-
-    def of(a: str | None, b: str | None) -> list[str]:
-        if a is None or b is None:
-            return []
-        if a == ONE.value:
-            return [b]
-        return [a] if b == ONE.value else [f"{a} * {b}"]
-
-    if part == "value":
-        return [text for a, b in terms for text in of(a.value, b.value)]
-    return [text for a, b in terms for text in (*of(a.tangent, b.value), *of(a.value, b.tangent))]
 
 
 def tile_of(multiplicity: int, variant: Variant) -> int:
@@ -253,26 +78,7 @@ def kernel(form: MessagePassingForm, variant: Variant) -> Kernel:
     return {"messages": _messages, "senders": _senders, "edges": _edges}[variant.kind](form, variant)
 
 
-def arguments(variant: Variant) -> list[str]:
-    """Names of a kernel's arguments: results, operands, geometry. Names in _t are tangents."""
-    results = {"messages": ["out"], "senders": ["dx"], "edges": [f"d{name}" for name in variant.wanted]}
-    operands = {"messages": "xyw", "senders": "ywg", "edges": "xywg"}[variant.kind]
-    names = [result + suffix for result in results[variant.kind] for suffix in variant.suffixes]
-    for operand in operands:
-        if operand == "x" and variant.unit:
-            continue
-        if operand == "w" and variant.splines:
-            names += ["table", "interval", "place"]
-            names += ["table_kind", "n_intervals"] if variant.kinds else []
-            continue
-        names += [operand] + ([f"{operand}_t"] if operand in variant.tangents else [])
-    by_sender = variant.kind == "senders"
-    return names + (
-        ["sender_pointer", "sender_order", "receiver"] if by_sender else ["row_pointer", "sender"]
-    )
-
-
-def _finish(form: MessagePassingForm, writer: _Writer, sections: int) -> Kernel:
+def _finish(form: MessagePassingForm, writer: Writer, sections: int) -> Kernel:
     names = arguments(writer.variant)
     name = f"equipes_{writer.variant.kind}"
     head = [
@@ -284,16 +90,14 @@ def _finish(form: MessagePassingForm, writer: _Writer, sections: int) -> Kernel:
     return Kernel(name, "\n".join(head + writer.lines) + "\n", sections)
 
 
-def _edge_numbers(
-    form: MessagePassingForm, writer: _Writer, paths: Iterable[PlacedPath]
-) -> dict[int, Number]:
+def _edge_numbers(form: MessagePassingForm, writer: Writer, paths: Iterable[PlacedPath]) -> dict[int, Number]:
     """Loads the harmonics of edge `e` that the paths need, by place."""
     degrees = sorted({path.path.l2 for path in paths})
     width = (form.l_max + 1) ** 2
     return {k: writer.load("y", f"e * {width} + {k}") for l2 in degrees for k in range(l2**2, (l2 + 1) ** 2)}
 
 
-def _open_edge(form: MessagePassingForm, writer: _Writer) -> None:
+def _open_edge(form: MessagePassingForm, writer: Writer) -> None:
     """Splines: where edge `e` lies on them. Edges that do not count are passed over."""
     if not writer.variant.splines:
         return
@@ -306,13 +110,13 @@ def _open_edge(form: MessagePassingForm, writer: _Writer) -> None:
     writer.line(f"row = at * {6 * form.n_weights}")
 
 
-def _find_sender(writer: _Writer) -> None:
+def _find_sender(writer: Writer) -> None:
     if not writer.variant.unit:
         writer.line("s = tl.load(sender + e)")
 
 
 def _weights(
-    form: MessagePassingForm, writer: _Writer, path: PlacedPath, channels: _Tile, *, slope: bool = False
+    form: MessagePassingForm, writer: Writer, path: PlacedPath, channels: _Tile, *, slope: bool = False
 ) -> tuple[Number, Number]:
     """Weights of a path at edge `e`, and their derivative along the spline if asked for (else the same again)."""
     if not writer.variant.splines:
@@ -334,7 +138,7 @@ def _weights(
 
 
 def _matrix(
-    writer: _Writer,
+    writer: Writer,
     known: dict[tuple[int, int, int], dict[tuple[int, int], Number]],
     path: PlacedPath,
     y: dict[int, Number],
@@ -357,7 +161,7 @@ class _Tile(NamedTuple):
     store_mask: str
 
 
-def _open_tile(writer: _Writer, block: PlacedBlock, tile: int, number: str = "") -> _Tile:
+def _open_tile(writer: Writer, block: PlacedBlock, tile: int, number: str = "") -> _Tile:
     """Channels `number * tile` and on; no mask where tiles fill the block."""
     u = writer.let(f"{number} * {tile} + tl.arange(0, {tile})" if number else f"tl.arange(0, {tile})")
     if block.multiplicity % tile == 0:
@@ -367,7 +171,7 @@ def _open_tile(writer: _Writer, block: PlacedBlock, tile: int, number: str = "")
 
 
 def _messages(form: MessagePassingForm, variant: Variant) -> Kernel:
-    writer = _Writer(variant)
+    writer = Writer(variant)
     writer.line("i = tl.program_id(0).to(tl.int64)")
     writer.line("section = tl.program_id(1)")
     writer.line("begin = tl.load(row_pointer + i)")
@@ -402,7 +206,7 @@ def _messages(form: MessagePassingForm, variant: Variant) -> Kernel:
     return _finish(form, writer, first)
 
 
-def _features(form: MessagePassingForm, writer: _Writer, block: PlacedBlock, channels: _Tile) -> list[Number]:
+def _features(form: MessagePassingForm, writer: Writer, block: PlacedBlock, channels: _Tile) -> list[Number]:
     """A block of the features of the sender of edge `e`."""
     if writer.variant.unit:
         return [ONE]
@@ -417,7 +221,7 @@ def _features(form: MessagePassingForm, writer: _Writer, block: PlacedBlock, cha
 
 
 def _couple(
-    writer: _Writer,
+    writer: Writer,
     matrix: dict[tuple[int, int], Number],
     w: Number,
     source: Sequence[Number],
@@ -440,7 +244,7 @@ def _couple(
 
 
 def _senders(form: MessagePassingForm, variant: Variant) -> Kernel:
-    writer = _Writer(variant)
+    writer = Writer(variant)
     writer.line("j = tl.program_id(0).to(tl.int64)")
     writer.line("section = tl.program_id(1)")
     writer.line("begin = tl.load(sender_pointer + j)")
@@ -474,7 +278,7 @@ def _senders(form: MessagePassingForm, variant: Variant) -> Kernel:
     return _finish(form, writer, first)
 
 
-def _cotangents(form: MessagePassingForm, writer: _Writer, path: PlacedPath, channels: _Tile) -> list[Number]:
+def _cotangents(form: MessagePassingForm, writer: Writer, path: PlacedPath, channels: _Tile) -> list[Number]:
     """Cotangents of the messages of a path at receiver `i`."""
     return [
         writer.load(
@@ -487,9 +291,14 @@ def _cotangents(form: MessagePassingForm, writer: _Writer, path: PlacedPath, cha
 
 
 def _edges(form: MessagePassingForm, variant: Variant) -> Kernel:
-    """The sums over channels that ∂F/∂Y needs are made once for an edge, after all blocks: a program has all channels of
-    its edges, and the cotangents of a receiver, which its edges share, come from the cache."""
-    writer = _Writer(variant)
+    """The sums over channels that ∂F/∂Y needs are made once for an edge, after all blocks: a program has all channels
+    of its edges, and the cotangents of a receiver, which its edges share, come from the cache.
+
+    The other way, programs of one tile and block as in the other kernels, would keep the cotangents in registers, but
+    add up lanes for every block and tile (five shuffles for each of (l_max+1)² numbers, about as much work as the
+    products of a block) and write partial sums for a second launch to add: that pays only where there are too few
+    edges to fill a GPU."""
+    writer = Writer(variant)
     blocks = placed_blocks(form)
     # One tile for all blocks, so that their sums add up lane by lane.
     tile = min(tile_of(block.multiplicity, variant) for block in blocks)
@@ -552,16 +361,6 @@ def _total(number: Number | None) -> Number:
     """Sum over channels."""
     if number is None:
         return Number("0.0", "0.0")
-    return Number(*(part and f"tl.reduce({part}, 0, tl.standard._sum_combine)" for part in number))
-
-
-def pointer_types(variant: Variant) -> dict[str, str]:
-    """Triton's names for the types of a kernel's arguments."""
-    real = "*fp64" if variant.double else "*fp32"
-    indices = dict.fromkeys(("row_pointer", "sender", "sender_pointer", "sender_order", "receiver"), "*i64")
-    places = {"interval": "*i32", "table_kind": "*i32", "n_intervals": "i64"}
-    known = indices | places
-    return {name: known.get(name, real) for name in arguments(variant)}
-
-
-NUMBER_TYPES = (torch.float32, torch.float64)
+    # `tl.sum` is compiled code of Triton's own, which the interpreter runs only where it was chosen at import.
+    parts = [part and f"tl.reduce({part}, 0, tl.standard._sum_combine)" for part in number]
+    return Number(parts[0] or "", parts[1])

@@ -13,7 +13,7 @@ from equipes.kernels.form import MessagePassingForm
 from equipes.kernels.splines import Edges, Places, RadialSplines
 from equipes.kernels.triton.launch import launch
 from equipes.kernels.triton.operation import new_features
-from equipes.kernels.triton.source import Variant
+from equipes.kernels.triton.writer import Variant
 
 
 def spline_message_passing(
