@@ -129,7 +129,7 @@ def test_buckets() -> None:
 
 @pytest.mark.parametrize(
     ("name", "several"),
-    [("base", False), ("sevennet xplor", True), ("zbl", True), ("cutoffs per pair", False)],
+    [("sevennet xplor", True), ("zbl", True), ("cutoffs per pair", False)],
 )
 def test_garbage_in_the_padding_changes_no_bit(name: str, several: bool) -> None:
     potential = on_cpu(name)
@@ -230,7 +230,7 @@ def test_the_calculator_on_a_device(recorded: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("equipes.calculators.ase.TOLERABLE_FLOAT64", 1e-4)
     atoms = rattled(4, (2, 1, 1))
     rng = np.random.default_rng(3)
-    for step in range(6):
+    for step in range(8):
         atoms.calc = calculator
         found = [atoms.get_potential_energies(), atoms.get_forces(), atoms.get_stress()]
         assert isinstance(calculator.frozen, DevicePotential) and exact.frozen is None
@@ -239,10 +239,10 @@ def test_the_calculator_on_a_device(recorded: bool, monkeypatch: pytest.MonkeyPa
             found, [atoms.get_potential_energies(), atoms.get_forces(), atoms.get_stress()], strict=True
         ):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * np.abs(other).max())
-        atoms.positions += 0.06 * rng.normal(size=(len(atoms), 3))
+        atoms.positions += 0.1 * rng.normal(size=(len(atoms), 3))
         if step == 3:
             atoms.set_cell(atoms.cell.array * 1.01, scale_atoms=True)
-    assert 1 < calculator.neighbor_list_builds < 6
+    assert 3 < calculator.neighbor_list_builds < 8
 
 
 @pytest.mark.usefixtures("devices")
