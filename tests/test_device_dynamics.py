@@ -60,14 +60,14 @@ def far(one: Atoms, other: Atoms) -> float:
 def test_steps_are_those_of_ase(potential: DevicePotential, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("equipes.calculators.ase.runs_natively", lambda device: False)
     atoms = moving()
-    ours, dynamics = after(atoms, potential, 45, timestep=0.7)
+    ours, dynamics = after(atoms, potential, 25, timestep=0.7)
     reference = atoms.copy()
     reference.calc = Calculator(make("base"), dtype="float64", freeze=True)
     reference.calc.frozen = potential
     reference.calc._may_freeze = False
     verlet = VelocityVerlet(reference, 0.7 * units.fs)
-    verlet.run(45)
-    assert dynamics.steps == 45
+    verlet.run(25)
+    assert dynamics.steps == 25
     assert far(ours, reference) < 1e-10
     assert dynamics.potential_energy == pytest.approx(reference.get_potential_energy(), abs=1e-10)
     assert dynamics.kinetic_energy == pytest.approx(reference.get_kinetic_energy(), abs=1e-10)
@@ -80,7 +80,7 @@ def with_one_list(potential: DevicePotential) -> Atoms:
     return result
 
 
-@pytest.mark.parametrize("block", [1, 7, 20])
+@pytest.mark.parametrize("block", [1, 7])
 def test_no_list_is_ever_stale(potential: DevicePotential, with_one_list: Atoms, block: int) -> None:
     """With lists that do not last a block: as with one that lasts for ever."""
     found, dynamics = after(moving(1), potential, 40, skin=0.1, block=block)
@@ -91,7 +91,7 @@ def test_no_list_is_ever_stale(potential: DevicePotential, with_one_list: Atoms,
 
 def test_calm_atoms_need_no_repetition(potential: DevicePotential) -> None:
     """Lists are collected before they are stale where the host can see it coming."""
-    _, dynamics = after(moving(2, kelvin=300.0), potential, 120, skin=0.4, block=5)
+    _, dynamics = after(moving(2, kelvin=300.0), potential, 80, skin=0.3, block=5)
     assert dynamics.neighbor_list_builds > 1 and dynamics.blocks_repeated == 0
 
 
@@ -106,9 +106,12 @@ def test_atoms_that_leave_the_skin_in_one_step_are_told_of(potential: DevicePote
 
 def test_what_is_no_number_is_told_of(potential: DevicePotential) -> None:
     dynamics = DeviceDynamics(moving(1), potential)
+    dynamics.run(2)
+    before = dynamics._positions.clone()
     dynamics._velocities[0, 0] = float("nan")
-    with pytest.raises(SimulationError, match="no numbers"):
+    with pytest.raises(SimulationError, match="after step 2 positions are no numbers"):
         dynamics.run(3)
+    assert torch.equal(dynamics._positions, before) and dynamics.steps == 2
 
 
 def test_wrong_arguments(potential: DevicePotential) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -16,7 +16,8 @@ from equipes import AtomGraph, Calculator
 from equipes.device_neighbors import neighbors_on_device, sorted_neighbors
 from equipes.graph import lattice_box
 from equipes.harmonics import raising_matrix
-from equipes.models import device_frozen
+from equipes.kernels import triton
+from equipes.models import build, device_frozen
 from equipes.models.device_frozen import DevicePotential
 from equipes.models.device_geometry import DeviceAtoms
 from equipes.models.device_padding import PaddedAtoms, Replay, Room, bucket
@@ -128,7 +129,7 @@ def test_buckets() -> None:
 
 @pytest.mark.parametrize(
     ("name", "several"),
-    [("base", False), ("sevennet xplor", True), ("zbl", True), ("cutoffs per pair", False)],
+    [("sevennet xplor", True), ("zbl", True), ("cutoffs per pair", False)],
 )
 def test_garbage_in_the_padding_changes_no_bit(name: str, several: bool) -> None:
     potential = on_cpu(name)
@@ -229,7 +230,7 @@ def test_the_calculator_on_a_device(recorded: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("equipes.calculators.ase.TOLERABLE_FLOAT64", 1e-4)
     atoms = rattled(4, (2, 1, 1))
     rng = np.random.default_rng(3)
-    for step in range(6):
+    for step in range(8):
         atoms.calc = calculator
         found = [atoms.get_potential_energies(), atoms.get_forces(), atoms.get_stress()]
         assert isinstance(calculator.frozen, DevicePotential) and exact.frozen is None
@@ -238,10 +239,10 @@ def test_the_calculator_on_a_device(recorded: bool, monkeypatch: pytest.MonkeyPa
             found, [atoms.get_potential_energies(), atoms.get_forces(), atoms.get_stress()], strict=True
         ):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * np.abs(other).max())
-        atoms.positions += 0.06 * rng.normal(size=(len(atoms), 3))
+        atoms.positions += 0.1 * rng.normal(size=(len(atoms), 3))
         if step == 3:
             atoms.set_cell(atoms.cell.array * 1.01, scale_atoms=True)
-    assert 1 < calculator.neighbor_list_builds < 6
+    assert 3 < calculator.neighbor_list_builds < 8
 
 
 @pytest.mark.usefixtures("devices")
@@ -279,3 +280,19 @@ def test_what_calculates_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes_for(calculator, 10**9, 10**9) == 1
     monkeypatch.setattr("equipes.calculators.ase.kernel_name", lambda device: "reference")
     assert Calculator(potential).freeze_for(["C"]) is None
+
+
+@pytest.mark.skipif(not triton.installed(), reason="Triton is not installed")
+def test_the_kernels_of_gpus_read_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter in the place of plain torch, in padded buffers."""
+    small = {"r_max": 3.0, "num_layers": 2, "l_max": 1, "num_features": 2, "num_bessels": 3}
+    potential = build("nequip", ["H", "O"], small, dtype="float64", seed=1).eval()
+    frozen = DevicePotential(describe_potential(potential, None, 1e-2)[0], "cpu")
+    given = atoms_of(frozen, graph_of([molecule("OH")]))
+    padded = PaddedAtoms(Room(given.n_atoms + 1, given.n_edges + 1, 1, ()), "cpu")
+    padded.fill(replace(given, groups=None))
+    expected = frozen.evaluate(given)
+    monkeypatch.setenv("EQUIPES_KERNEL", "triton")
+    found = frozen.evaluate(replace(padded.atoms, groups=given.groups))
+    torch.testing.assert_close(found.forces[:2], expected.forces, rtol=0, atol=1e-13)
+    torch.testing.assert_close(found.virial, expected.virial, rtol=0, atol=1e-13)

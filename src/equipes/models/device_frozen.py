@@ -142,11 +142,13 @@ class DevicePotential:
 
     def _kinds_of(self, numbers: Tensor) -> tuple[Tensor, Groups]:
         """Types and groups on the device. Of the same tensor as in the last call they are known, and nobody waits."""
-        seen = (numbers, numbers._version)
-        if self._seen is None or self._seen[0] is not seen[0] or self._seen[1] != seen[1]:
+        # Tensors of inference mode do not tell whether they were written to.
+        version = None if numbers.is_inference() else numbers._version
+        known = self._seen
+        if known is None or version is None or known[0] is not numbers or known[1] != version:
             types = self.types(numbers.cpu().numpy())
             self._kinds = torch.tensor(types, device=self.device), self.groups(types)
-            self._seen = seen
+            self._seen = None if version is None else (numbers, version)
         return self._kinds
 
     def workspace_bytes(self, n_atoms: int, n_edges: int) -> int:

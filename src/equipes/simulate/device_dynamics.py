@@ -119,6 +119,7 @@ class DeviceDynamics:
             # The only moment at which the host waits for the device.
             reached = float(self._farthest.sqrt())
             if not np.isfinite(reached):
+                self._restore()
                 raise SimulationError(
                     f"after step {self.steps} positions are no numbers any more; look at the structure, or take a "
                     "shorter time step"
