@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,18 @@ def test_keys_of_other_architectures(file: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             load_config(file, [override])
+
+
+def test_names_of_other_programs_lead_to_keys_that_exist(file: Path) -> None:
+    from equipes.training.loading import _OTHER_NAMES, _keys
+
+    known = set(_keys(Config))
+    assert {target.split(" ")[0] for target in _OTHER_NAMES.values()} <= known
+    for given, said in (
+        ("model.num_channels=32", "did you mean model.hidden_irreps (64x0e + 64x1o has 64 channels"),
+        ("max_num_epochs=200", "did you mean train.max_epochs?"),
+        ("E0s=average", "did you mean data.reference_energies?"),
+        ("model.num_basis=8", "did you mean model.num_bessels?"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            load_config(file, [given])

@@ -417,6 +417,13 @@ def test_ase_reads_what_is_written(tmp_path: Path) -> None:
         assert atoms.info == {"config_type": frame.config_type}
 
 
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
+    frame = Frame(Atoms("H"), np.float64(-13.25), None, None, None, "made.xyz", 0)
+    for name in ("frames.xyz", "frames.db"):
+        write_frames([frame], tmp_path / name)
+        assert read_frames(tmp_path / name)[0].energy == -13.25
+
+
 def test_writing_refuses(tmp_path: Path) -> None:
     frames = read_frames(DATA / "hafnia.xyz")
     path = tmp_path / "a.xyz"

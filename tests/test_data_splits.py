@@ -116,3 +116,15 @@ def test_files_that_list_no_frames(tmp_path: Path, name: str, content: bytes, me
 def test_a_missing_file_of_frames(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such file; data\.n_val is"):
         split_indices(10, None, tmp_path / "none.txt", seed=0)
+
+
+def test_kept_frames_are_always_for_training() -> None:
+    for n_train in (None, 5, 0.5):
+        parts = split_indices(20, n_train, 5, 4, seed=3, keep=[2, 7])
+        assert {2, 7} <= set(parts["train"]) and len(parts["val"]) == 5 and len(parts["test"]) == 4
+        assert len(parts["train"]) == {None: 11, 5: 5, 0.5: 10}[n_train]
+        assert len(np.unique(np.concatenate(list(parts.values())))) == sum(map(len, parts.values()))
+    # What was asked for by number stays where it was asked to be.
+    parts = split_indices(20, None, [2, 3], seed=3, keep=[2, 7])
+    assert list(parts["val"]) == [2, 3] and 7 in parts["train"]
+    assert list(split_indices(20, [0, 1], 5, seed=3, keep=[2, 7])["train"]) == [0, 1]

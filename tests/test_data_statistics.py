@@ -43,6 +43,32 @@ def test_reference_energies_are_found_again() -> None:
     assert found.residual_rms_mev_per_atom < 1e-6
 
 
+def test_isolated_atoms_are_the_reference_energies_of_their_elements() -> None:
+    bound = [frame(f, total(f) - 4.0 * len(Atoms(f))) for f in ("CH4", "C2H6", "CH4", "CH2O", "H2O")]
+    alone = [frame("H", ENERGIES["H"]), frame("C", ENERGIES["C"]), frame("O", ENERGIES["O"])]
+    found = fit_reference_energies([*bound, *alone])
+    assert found.values == ENERGIES
+    assert found.determined and "H, C, O are those of isolated atoms" in str(found.message)
+    # In a box that is large enough the atom is alone too; in a small one it is a crystal.
+    box = Frame(Atoms("H", cell=[8, 8, 8], pbc=True), ENERGIES["H"], None, None, None, "made.xyz", 1)
+    assert fit_reference_energies([*bound, box, *alone[1:]]).values == ENERGIES
+    crystal = Frame(Atoms("H", cell=[3, 3, 3], pbc=True), -20.0, None, None, None, "made.xyz", 1)
+    assert fit_reference_energies([*bound, crystal, *alone[1:]]).values["H"] != -20.0
+
+
+def test_elements_without_an_isolated_atom_are_fitted_to_the_rest() -> None:
+    frames = [frame("CH4", total("CH4") - 5), frame("C2H6", total("C2H6") - 10), frame("H", ENERGIES["H"])]
+    found = fit_reference_energies(frames)
+    assert found.values == pytest.approx({"H": ENERGIES["H"], "C": ENERGIES["C"] - 5})
+    assert "those of C are fitted to what is left" in str(found.message)
+
+
+def test_two_energies_of_an_isolated_atom_are_refused() -> None:
+    with pytest.raises(InputError, match=r"two energies of an isolated H atom, -13.6 and -12 eV; remove one"):
+        fit_reference_energies([frame("H2", -31.0), frame("H", -13.6), frame("H", -12.0)])
+    assert fit_reference_energies([frame("H", -13.6), frame("H", -12.0)], {"H": -13.0}).values == {"H": -13.0}
+
+
 def test_they_are_those_of_the_pseudo_inverse() -> None:
     rng = np.random.default_rng(0)
     formulas = ["CH4", "C2H8", "C3H12O", "CO2H4"]

@@ -298,7 +298,7 @@ def test_suspicions_go_to_stderr(equipes_command: Callable[..., Output], model: 
     keys = "energy=energy,stress=sigma"
     done = equipes_command("evaluate", model, tmp_path / "wrong.xyz", "--keys", keys, "--json", "-")
     assert done.status == 0
-    assert "Warning: the reference stress follow the model's but have the opposite sign" in done.err
+    assert "Warning: the reference stress follows the model's but have the opposite sign" in done.err
     assert len(json.loads(done.out)["warnings"]) == 1
 
 

@@ -95,3 +95,26 @@ def test_energies_of_another_level_of_theory(frames: list[Frame], predictions: l
 def test_a_few_numbers_are_no_evidence(frames: list[Frame]) -> None:
     one = replace(frames[0], forces=frames[0].forces[:2], stress=None)
     assert suspicions([one], [FramePrediction(one.energy, -one.forces, None)]) == []
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (units.mol / units.kcal, "look like kcal/mol"),
+        (1 / units.Hartree, "look like Ha"),
+        (-1.0, "rise where the model's fall"),
+        (None, "energies per atom"),
+    ],
+)
+def test_energies_in_another_unit_or_per_atom(frames: list[Frame], factor: float | None, said: str) -> None:
+    molecules = [frame for frame in frames if not frame.atoms.pbc.any()]
+    mean = np.mean([frame.energy for frame in molecules])
+    # As a model trained on such labels says it: their mean, and changes in eV as its forces have them.
+    right = [FramePrediction(frame.energy, frame.forces, None) for frame in molecules]
+    wrong = [
+        replace(f, energy=mean + (f.energy - mean) * (1 / len(f.atoms) if factor is None else factor))
+        for f in molecules
+    ]
+    (sentence,) = suspicions(wrong, right)
+    assert said in sentence
+    assert suspicions(molecules, right) == []

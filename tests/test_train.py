@@ -15,11 +15,12 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from rich.console import Console
 from safetensors import safe_open
 
 import equipes
-from equipes.data import GraphDataset, LabelledGraph, write_frames
+from equipes.data import Frame, GraphDataset, LabelledGraph, write_frames
 from equipes.errors import InputError
 from equipes.training import Config, load_config, train
 from equipes.training.loading import dump_config
@@ -496,3 +497,24 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     dataset = GraphDataset(uneven_frames(), 4.0)
     halves = [LabelledGraph.batch([dataset[i] for i in part]) for part in ((0, 2, 4), (1, 3, 6))]
     assert halves[0].graph.n_atoms != halves[1].graph.n_atoms
+
+
+def test_energies_that_contradict_the_forces_are_said_at_the_end(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    frames = []
+    for index, distance in enumerate(rng.uniform(0.8, 1.2, size=40)):
+        atoms = Atoms("H2", [[0, 0, 0], [0, 0, distance]])
+        stretch = distance - 1.0
+        gradient = np.array([[0, 0, -stretch], [0, 0, stretch]]) * 20.0  # in place of forces
+        frames.append(Frame(atoms, 10.0 * stretch**2, gradient, None, None, "h2.xyz", index))
+    write_frames(frames, tmp_path / "h2.xyz")
+    config = Config.model_validate(
+        {
+            "data": {"train": str(tmp_path / "h2.xyz"), "n_val": 12, "checks": "off"},
+            "model": {**TINY, "dtype": "float64"},
+            "train": {"max_steps": 60, "batch_size": 7, "learning_rate": 0.03, "energy_weight": 0.01},
+        }
+    )
+    result = train(config, tmp_path / "run")
+    assert any("rise where the model's fall" in sentence for sentence in result.warnings)
+    assert json.loads((result.out / "summary.json").read_text())["warnings"] == list(result.warnings)

@@ -125,11 +125,12 @@ def split(
     label_keys, declared = parse_keys(keys), parse_units(units)
     sizes = [parse_size(text) for text in (n_train, n_val, n_test)]
 
-    from equipes.data import split_indices, write_frames
+    from equipes.data import is_isolated, split_indices, write_frames
     from equipes.files import new_directory
 
     frames = _read(files, label_keys, declared)
-    parts = split_indices(len(frames), *sizes, seed=seed)
+    alone = [index for index, frame in enumerate(frames) if is_isolated(frame)]
+    parts = split_indices(len(frames), *sizes, seed=seed, keep=alone)
     new_directory(out, overwrite=overwrite)
     for name in {"train", "val", "test"} - set(parts):
         if (out / f"{name}.xyz").exists():

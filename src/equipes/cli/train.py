@@ -216,6 +216,8 @@ def _print(result: TrainingResult, *, quiet: bool) -> None:
             ("best", f"step {result.validation.get('step')}, lowest validation loss, averaged weights"),
         ]
     )
+    for sentence in result.warnings:
+        typer.echo(f"Warning: {sentence}", err=True)
 
 
 def _of_fine_tuning(result: TrainingResult) -> list[tuple[str, str]]:

@@ -12,6 +12,8 @@ from equipes.data.statistics import (
     elements,
     fit_reference_energies,
     forces_rms,
+    is_isolated,
+    isolated_energies,
     mean_neighbors,
 )
 from equipes.data.summary import describe
@@ -32,6 +34,8 @@ __all__ = [
     "elements",
     "fit_reference_energies",
     "forces_rms",
+    "is_isolated",
+    "isolated_energies",
     "labelled_atoms",
     "mean_neighbors",
     "read_frames",

@@ -16,7 +16,13 @@ Size = int | float | Sequence[int] | np.ndarray | str | Path
 
 
 def split_indices(
-    n: int, n_train: Size | None, n_val: Size | None, n_test: Size | None = None, *, seed: int
+    n: int,
+    n_train: Size | None,
+    n_val: Size | None,
+    n_test: Size | None = None,
+    *,
+    seed: int,
+    keep: Sequence[int] = (),
 ) -> dict[str, np.ndarray]:
     """Choose frames for training, validation and test at random, without overlap.
 
@@ -30,6 +36,8 @@ def split_indices(
         n_val: for validation.
         n_test: for test.
         seed: equal seeds give equal splits.
+        keep: frames that are not drawn but always for training (isolated atoms), unless a list has them. A number
+            for `n_train` counts them.
 
     Returns:
         Arrays of frame numbers, ascending where all the rest was taken or they were drawn, in the given order where
@@ -45,29 +53,35 @@ def split_indices(
             parts[name] = _listed(size, n, name)
     _refuse_overlap(parts)
     taken = np.concatenate([np.empty(0, dtype=int), *parts.values()])
-    free = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(n), taken))
+    kept = (
+        np.setdiff1d(np.asarray(keep, dtype=int), taken) if "train" not in parts else np.empty(0, dtype=int)
+    )
+    free = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(n), [*taken, *kept]))
     counts = {
         name: _count(size, n, name)
         for name, size in sizes.items()
         if isinstance(size, int | float | np.integer | np.floating)
     }
-    wanted = sum(counts.values())
-    if wanted > len(free):
-        asked = ", ".join(f"n_{name} {count}" for name, count in counts.items())
-        raise InputError(f"{asked}: {wanted} frames asked for, but there are {len(free)}; ask for fewer")
+    wanted, asked = sum(counts.values()), ", ".join(f"n_{name} {count}" for name, count in counts.items())
+    if "train" in counts:
+        counts["train"] = max(0, counts["train"] - len(kept))
+    if sum(counts.values()) > len(free):
+        raise InputError(
+            f"{asked}: {wanted} frames asked for, but there are {len(free) + len(kept)}; ask for fewer"
+        )
     back = len(free)
     for name in ("test", "val"):
         if name in counts:
             parts[name] = np.sort(free[back - counts[name] : back])
             back -= counts[name]
     if n_train is None:
-        if back == 0:
+        if back + len(kept) == 0:
             raise InputError(
                 f"no frames are left for training: validation and test take all {n}; ask for fewer"
             )
-        parts["train"] = np.sort(free[:back])
+        parts["train"] = np.sort([*free[:back], *kept])
     elif "train" in counts:
-        parts["train"] = np.sort(free[: counts["train"]])
+        parts["train"] = np.sort([*free[: counts["train"]], *kept])
     return {name: parts[name] for name in sizes if name in parts}
 
 

@@ -30,6 +30,40 @@ class ReferenceEnergies:
     residual_rms_mev_per_atom: float
 
 
+ISOLATED = 6.0
+"""Å; an atom with nothing nearer, not even its own image, is isolated."""
+
+# Two energies of one isolated atom that differ by more are two kinds of calculation, or two states.
+_SAME_ENERGY = 1e-3
+
+
+def is_isolated(frame: Frame) -> bool:
+    """Whether the frame is one atom alone, in vacuum or in a large box."""
+    if len(frame.atoms) != 1:
+        return False
+    return not frame.atoms.pbc.any() or AtomGraph.from_atoms(frame.atoms, ISOLATED).n_edges == 0
+
+
+def isolated_energies(frames: Iterable[Frame]) -> dict[str, float]:
+    """Energies of the isolated atoms among the frames, eV by chemical symbol.
+
+    Raises:
+        InputError: two energies for one element.
+    """
+    found: dict[str, Frame] = {}
+    for frame in frames:
+        if frame.energy is None or not is_isolated(frame):
+            continue
+        symbol = frame.atoms.symbols[0]
+        first = found.setdefault(symbol, frame)
+        if abs(frame.energy - first.energy) > _SAME_ENERGY:  # type: ignore[operator]  # it has one
+            raise InputError(
+                f"{first.label} and {frame.label}: two energies of an isolated {symbol} atom, {first.energy:.6g} and "
+                f"{frame.energy:.6g} eV; remove one, or set data.reference_energies"
+            )
+    return {symbol: float(frame.energy) for symbol, frame in found.items()}  # type: ignore[arg-type]
+
+
 def elements(frames: Iterable[Frame]) -> tuple[str, ...]:
     """Chemical symbols of all atoms, in the order of atomic numbers."""
     numbers: set[int] = set()
@@ -67,14 +101,19 @@ def least_squares_references(counts: np.ndarray, energies: np.ndarray) -> tuple[
 def fit_reference_energies(
     frames: Sequence[Frame], given: Mapping[str, float] | None = None
 ) -> ReferenceEnergies:
-    """Reference energies of the elements in `frames`, by least squares on their energies, or as given.
+    """Reference energies of the elements in `frames`: as given, of isolated atoms among them, or by least squares.
+
+    A model of two far atoms has the sum of their reference energies, so that an isolated atom among the frames (one
+    alone, without an image within 6 Å) decides the reference energy of its element. Those of elements without one are
+    fitted to the energies of all other frames.
 
     Args:
         frames: frames; those without an energy do not count.
-        given: eV by chemical symbol, in place of the fit; must cover every element of the frames.
+        given: eV by chemical symbol, in place of all that; must cover every element of the frames.
 
     Raises:
-        InputError: an unknown chemical symbol, an element without a given energy, or an energy that is not finite.
+        InputError: an unknown chemical symbol, an element without a given energy, an energy that is not finite, or
+            two energies of one isolated atom.
     """
     species = elements(frames)
     labelled = [frame for frame in frames if frame.energy is not None]
@@ -91,13 +130,7 @@ def fit_reference_energies(
         values = np.zeros(len(species))
         determined, message = False, "no frame has an energy, so the reference energies are 0"
     else:
-        values, determined = least_squares_references(counts, energies)
-        message = None
-        if not determined:
-            message = (
-                f"the compositions of the frames do not determine the reference energies of {', '.join(species)}; "
-                "what they leave open is spread evenly over the atoms, so energies of other compositions mean little"
-            )
+        values, determined, message = _found(labelled, species, counts, energies)
     residual = energies - counts @ values
     rms = np.sqrt(np.mean((residual / counts.sum(axis=1)) ** 2)) * 1e3 if labelled else float("nan")
     return ReferenceEnergies(
@@ -106,6 +139,37 @@ def fit_reference_energies(
         message=message,
         residual_rms_mev_per_atom=float(rms),
     )
+
+
+def _found(
+    frames: Sequence[Frame], species: Sequence[str], counts: np.ndarray, energies: np.ndarray
+) -> tuple[np.ndarray, bool, str | None]:
+    """Reference energies `[species]` of isolated atoms and of the fit, whether they are determined, and what to say."""
+    alone = isolated_energies(frames)
+    values = np.array([alone.get(symbol, 0.0) for symbol in species])
+    open_ = np.array([symbol not in alone for symbol in species])
+    fitted = [symbol for symbol in species if symbol not in alone]
+    said = (
+        [f"the reference energies of {', '.join(alone)} are those of isolated atoms in the data"]
+        if alone
+        else []
+    )
+    determined = True
+    having = counts[:, open_].any(axis=1)
+    if having.any():
+        values[open_], determined = least_squares_references(
+            counts[having][:, open_], (energies - counts @ values)[having]
+        )
+    if alone and fitted:
+        said.append(
+            f"those of {', '.join(fitted)} are fitted to what is left, bonds included: add their isolated atoms too"
+        )
+    if not determined:
+        said.append(
+            f"the compositions of the frames do not determine the reference energies of {', '.join(fitted)}; "
+            "what they leave open is spread evenly over the atoms, so energies of other compositions mean little"
+        )
+    return values, determined, "; ".join(said) or None
 
 
 def forces_rms(frames: Iterable[Frame]) -> float:

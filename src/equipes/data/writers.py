@@ -67,7 +67,7 @@ def labelled_atoms(frame: Frame) -> ase.Atoms:
     atoms = frame.atoms.copy()
     results: dict[str, object] = {}
     if frame.energy is not None:
-        results["energy"] = frame.energy
+        results["energy"] = float(frame.energy)
     if frame.forces is not None:
         results["forces"] = frame.forces
     if frame.stress is not None:
@@ -97,7 +97,7 @@ def _write_extended_xyz(frame: Frame, file: TextIO) -> None:
     if frame.config_type is not None:
         header.append(f"config_type={_quoted(frame.config_type)}")
     if frame.energy is not None:
-        header.append(f"energy={frame.energy!r}")
+        header.append(f"energy={float(frame.energy)!r}")
     if frame.stress is not None:
         header.append(f'stress="{_row(frame.stress.ravel())}"')
     if "energy_std" in atoms.info:

@@ -72,7 +72,7 @@ class DataConfig(Section):
     units: UnitsConfig | None = Field(default=None, description="must be given for npz files")
     reference_energies: dict[str, float] | None = Field(
         default=None,
-        description="energy of each isolated atom, eV; null: least-squares fit to the training energies",
+        description="energy of each isolated atom, eV; null: of those among the frames, else a least-squares fit",
     )
     checks: Literal["error", "warn", "off"] = Field(
         default="error",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from equipes.data import (
     elements,
     fit_reference_energies,
     forces_rms,
+    is_isolated,
     mean_neighbors,
     read_frames,
     split_indices,
@@ -91,10 +92,12 @@ def read_splits(data: DataConfig, seed: int) -> Splits:
     seed = seed if data.split_seed is None else data.split_seed
     frames = _read(data.train, data)
     n_val: Size | None = data.n_val if data.val is None else None
+    alone = [index for index, frame in enumerate(frames) if is_isolated(frame)]
     if data.val is None and data.n_val is None:
-        n_val = max(1, min(_MAX_DEFAULT_VALIDATION, round(len(frames) / 10)))
+        n_val = max(1, min(_MAX_DEFAULT_VALIDATION, round((len(frames) - len(alone)) / 10)))
     n_test = data.n_test if data.test is None else None
-    parts = split_indices(len(frames), data.n_train, n_val, n_test, seed=seed)
+    # Isolated atoms decide the reference energies: none is left to chance, nor does it make errors look small.
+    parts = split_indices(len(frames), data.n_train, n_val, n_test, seed=seed, keep=alone)
     splits = {name: [frames[i] for i in indices] for name, indices in parts.items()}
     for name, path, size in (("val", data.val, data.n_val), ("test", data.test, data.n_test)):
         if path is not None:
@@ -107,6 +110,20 @@ def read_splits(data: DataConfig, seed: int) -> Splits:
             )
             splits[name] = [own[i] for i in chosen]
     return Splits(train=splits["train"], val=splits["val"], test=splits.get("test", []))
+
+
+def without_isolated_atoms(splits: Splits) -> tuple[Splits, str | None]:
+    """The splits without isolated atoms among the training frames, and what to say of it.
+
+    Pre-trained bonds go with reference energies that are fitted to them, so that isolated atoms have another energy.
+    """
+    rest = [frame for frame in splits.train if not is_isolated(frame)]
+    left = len(splits.train) - len(rest)
+    if left == 0 or not rest:
+        return splits, None
+    return replace(splits, train=rest), (
+        f"{left} isolated atoms among the training frames are left out: with pre-training reference energies are fitted"
+    )
 
 
 def check(splits: Splits, mode: str) -> list[str]:

@@ -20,6 +20,13 @@ _FORCE_RATIOS = {
     1.0 / units.Hartree: "Ha/Å",
     1000.0: "meV/Å",
 }
+_ENERGY_RATIOS = {
+    units.mol / units.kcal: "kcal/mol",
+    units.mol / units.kJ: "kJ/mol",
+    1.0 / units.Hartree: "Ha",
+    1.0 / units.Rydberg: "Ry",
+    1000.0: "meV",
+}
 _STRESS_RATIOS = {1.0 / units.GPa: "GPa", 10.0 / units.GPa: "kbar"}
 
 # How well two sets of numbers must go together before their ratio means anything, and how near to a known ratio
@@ -31,13 +38,15 @@ _NEAR = 0.08
 def suspicions(frames: Sequence[Frame], predictions: Sequence[FramePrediction]) -> list[str]:
     """One sentence for each sign that labels and model differ by a convention rather than by the model's errors.
 
-    Looks for forces and stresses that follow the predictions but for a known ratio between units or the sign, and
-    for energies that differ by one constant for each composition. Nothing is corrected.
+    Looks for forces, stresses and energies (those of one composition around their mean) that follow the predictions but
+    for a known ratio between units or the sign, and for energies that differ by one constant for each composition.
+    Nothing is corrected.
     """
     pairs = list(zip(frames, predictions, strict=True))
     forces = [(f.forces, p.forces) for f, p in pairs if f.forces is not None and p.forces is not None]
     stress = [(f.stress, p.stress) for f, p in pairs if f.stress is not None and p.stress is not None]
     found = [
+        _energies([(f, p) for f, p in pairs if f.energy is not None]),
         _convention("forces", forces, _FORCE_RATIOS),
         _convention("stress", stress, _STRESS_RATIOS),
         _offset([(f, p) for f, p in pairs if f.energy is not None]),
@@ -70,9 +79,50 @@ def _convention(
     if not parts:
         return None
     return (
-        f"the reference {quantity} follow the model's but {' and '.join(parts)} (ratio {ratio:.4g}); "
-        "check the units and the sign of the data"
+        f"the reference {quantity} {'follows' if quantity == 'stress' else 'follow'} the model's but "
+        f"{' and '.join(parts)} (ratio {ratio:.4g}); check the units and the sign of the data"
     )
+
+
+def _energies(pairs: Sequence[tuple[Frame, FramePrediction]]) -> str | None:
+    """Energies whose changes are the model's in another unit, per atom, or of the other sign.
+
+    Only changes between frames of one composition are compared: what does not change may be another reference.
+    """
+    groups: dict[str, list[tuple[float, float]]] = {}
+    sizes: dict[str, int] = {}
+    for frame, prediction in pairs:
+        formula = frame.atoms.get_chemical_formula()
+        groups.setdefault(formula, []).append((float(frame.energy or 0.0), prediction.energy))
+        sizes[formula] = len(frame.atoms)
+    changes = {
+        formula: np.array(members) - np.mean(members, axis=0)
+        for formula, members in groups.items()
+        if len(members) > 2
+    }
+    if sum(map(len, changes.values())) < 9:
+        return None
+    reference, predicted = np.concatenate(list(changes.values())).T
+    per_atom = np.concatenate([members[:, 0] * sizes[formula] for formula, members in changes.items()])
+    correlation = _cosine(reference, predicted)
+    if correlation < -_CORRELATED:
+        return (
+            "the reference energies rise where the model's fall (correlation "
+            f"{correlation:.2f}): check the sign of the energies and of the forces that the model was trained on"
+        )
+    ratio = float(np.linalg.norm(per_atom)) / max(float(np.linalg.norm(predicted)), 1e-300)
+    smallest = min(sizes[formula] for formula in changes)
+    if smallest > 1 and _cosine(per_atom, predicted) > _CORRELATED and abs(ratio - 1) < 2 * _NEAR:
+        return (
+            "the reference energies follow the model's but look like energies per atom; they should be total"
+        )
+    values = list(changes.values())
+    return _convention("energies", [(v[:, 0], v[:, 1]) for v in values], _ENERGY_RATIOS)
+
+
+def _cosine(first: np.ndarray, second: np.ndarray) -> float:
+    norms = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / norms if norms > 0 else 0.0
 
 
 def _offset(pairs: Sequence[tuple[Frame, FramePrediction]]) -> str | None:

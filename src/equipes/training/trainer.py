@@ -25,7 +25,7 @@ from equipes.training.display import ProgressDisplay
 from equipes.training.familiarity import remember_training
 from equipes.training.fine_tuning import Tuning, open_base, tune
 from equipes.training.identity import config_hash, refuse_other_training
-from equipes.training.inputs import Prepared, check, prepare, read_splits
+from equipes.training.inputs import Prepared, check, prepare, read_splits, without_isolated_atoms
 from equipes.training.loading import dump_config, load_config, with_absolute_files, with_files
 from equipes.training.loggers import StepLogger, build_loggers, quiet_lightning
 from equipes.training.losses import Loss
@@ -37,6 +37,7 @@ from equipes.training.schedules import Clock
 from equipes.training.state import Row
 from equipes.training.stream import BatchStream
 from equipes.training.supervisor import CHECKPOINT, MODEL, Supervisor
+from equipes.training.suspicions import suspicions
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 
@@ -62,6 +63,7 @@ class TrainingResult:
         pretraining: what was done before on cheap labels, with its own validation errors; None without.
         fine_tuning: of a training that began with a potential: what that was, its errors on the validation frames, and
             what was forgotten (`Tuning.conclude`).
+        warnings: signs that the labels contradict each other, seen on the validation frames (`suspicions`).
     """
 
     out: Path
@@ -74,6 +76,7 @@ class TrainingResult:
     process: int = 0
     pretraining: dict[str, Any] | None = None
     fine_tuning: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def model(self) -> Path:
@@ -113,7 +116,10 @@ def train(
         config = _earlier_config(out)
     base = open_base(config)
     splits = read_splits(config.data, config.train.seed)
-    for sentence in check(splits, config.data.checks):
+    left_out = None
+    if config.pretraining is not None:
+        splits, left_out = without_isolated_atoms(splits)
+    for sentence in [*check(splits, config.data.checks), *([left_out] if left_out else [])]:
         console.print(f"Warning: {sentence}", style="yellow", highlight=False, soft_wrap=True)
     prepared = prepare(config, splits, None if base is None else base.potential)
     tuning = None if base is None else tune(prepared, base)
@@ -342,16 +348,19 @@ def _finish(
             "(`equipes data check`) and try a lower train.learning_rate"
         )
     remember_training(result.model, prepared.splits.train, prepared.splits.val, module.device)
+    potential = load(result.model)
+    # Energies that contradict the forces show here, where no two frames are alike enough for the checks of the data.
+    val = prepared.splits.val
+    warnings = suspicions(val, predict_frames(potential, val, device=module.device))
     test = None
     if prepared.splits.test:
-        potential = load(result.model)
         test = error_metrics(
             prepared.splits.test, predict_frames(potential, prepared.splits.test, device=module.device)
         )
     fine_tuning = None
     if tuning is not None:
         fine_tuning = tuning.conclude(result.model, module.state.history[0])
-    result = replace(result, test=test, fine_tuning=fine_tuning)
+    result = replace(result, test=test, fine_tuning=fine_tuning, warnings=tuple(warnings))
     summary = {
         "model": MODEL,
         "validation": result.validation,
@@ -361,6 +370,7 @@ def _finish(
         "steps": result.steps,
         "minutes": result.minutes,
         "reason": result.reason,
+        "warnings": warnings,
         "config_hash": fingerprints["config"],
         "data_fingerprint": fingerprints["data"],
         "versions": {
