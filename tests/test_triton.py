@@ -385,16 +385,22 @@ def test_splines_do_not_look_at_padding(device: str) -> None:
     """Edges behind the last row pointer, and those marked as not counting, may hold anything."""
     graph = few_edges().to(device)
     x, y, _ = (t.detach().to(device) for t in random_operands(SMALL, graph))
-    splines = splined(1, SMALL.n_weights, device)
-    places = splines.places(graph.edge_vectors().norm(dim=1) / 1.2)
+    splines = splined(2, SMALL.n_weights, device)
+    places = splines.places(
+        graph.edge_vectors().norm(dim=1) / 1.2, torch.arange(graph.n_edges, device=device) % 2
+    )
+    assert places.kind is not None
     dead = places.interval < 0
     g = x.new_ones(graph.n_atoms, SMALL.irreps_out.dim)
     expected = [
         reference_spline_message_passing(SMALL, x, y, splines, places, graph),
         *reference_spline_reverse(SMALL, x, y, splines, places, graph, g),
     ]
-    t, spoiled = places.t.clone(), y.clone()
-    t[dead], spoiled[dead] = torch.nan, torch.nan
+    t, spoiled, kind = places.t.clone(), y.clone(), places.kind.clone()
+    t[dead], spoiled[dead], kind[dead] = torch.nan, torch.nan, 10**9
+    # The twin in plain torch does not look at them either, NaN of the harmonics apart.
+    twin = Places(places.interval, t, kind)
+    assert torch.equal(splines.weights(twin), splines.weights(places))
     nowhere = torch.full((3,), 10**12, device=device)
     padded = Padded(
         graph,
@@ -405,6 +411,7 @@ def test_splines_do_not_look_at_padding(device: str) -> None:
     wide = Places(
         torch.cat([places.interval, places.interval.new_full((3,), 10**9)]),
         torch.cat([t, t.new_full((3,), torch.nan)]),
+        torch.cat([kind, kind.new_full((3,), 10**9)]),
     )
     spoiled = torch.cat([spoiled, spoiled.new_full((3, 4), torch.nan)])
     found = [
