@@ -32,7 +32,7 @@ from equipes.kernels.splines import (
     spline_reverse,
 )
 from equipes.kernels.triton.source import kernel, tile_of
-from equipes.kernels.triton.writer import Variant
+from equipes.kernels.triton.writer import Variant, arguments, pointer_types
 from equipes.models.potential import Potential
 from laws import Model, graph_of
 from potentials import mace, nequip
@@ -385,16 +385,22 @@ def test_splines_do_not_look_at_padding(device: str) -> None:
     """Edges behind the last row pointer, and those marked as not counting, may hold anything."""
     graph = few_edges().to(device)
     x, y, _ = (t.detach().to(device) for t in random_operands(SMALL, graph))
-    splines = splined(1, SMALL.n_weights, device)
-    places = splines.places(graph.edge_vectors().norm(dim=1) / 1.2)
+    splines = splined(2, SMALL.n_weights, device)
+    places = splines.places(
+        graph.edge_vectors().norm(dim=1) / 1.2, torch.arange(graph.n_edges, device=device) % 2
+    )
+    assert places.kind is not None
     dead = places.interval < 0
     g = x.new_ones(graph.n_atoms, SMALL.irreps_out.dim)
     expected = [
         reference_spline_message_passing(SMALL, x, y, splines, places, graph),
         *reference_spline_reverse(SMALL, x, y, splines, places, graph, g),
     ]
-    t, spoiled = places.t.clone(), y.clone()
-    t[dead], spoiled[dead] = torch.nan, torch.nan
+    t, spoiled, kind = places.t.clone(), y.clone(), places.kind.clone()
+    t[dead], spoiled[dead], kind[dead] = torch.nan, torch.nan, 10**9
+    # The twin in plain torch does not look at them either, NaN of the harmonics apart.
+    twin = Places(places.interval, t, kind)
+    assert torch.equal(splines.weights(twin), splines.weights(places))
     nowhere = torch.full((3,), 10**12, device=device)
     padded = Padded(
         graph,
@@ -405,6 +411,7 @@ def test_splines_do_not_look_at_padding(device: str) -> None:
     wide = Places(
         torch.cat([places.interval, places.interval.new_full((3,), 10**9)]),
         torch.cat([t, t.new_full((3,), torch.nan)]),
+        torch.cat([kind, kind.new_full((3,), 10**9)]),
     )
     spoiled = torch.cat([spoiled, spoiled.new_full((3, 4), torch.nan)])
     found = [
@@ -558,6 +565,46 @@ TYPICAL = {
 }
 
 
+@installed
+def test_arguments_as_a_gpu_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a launch but the launch, for a GPU that is made up: types, alignment, and no number compiled in."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    from equipes.kernels.triton.launch import OPTIONS, compiled
+
+    class MadeUp:
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+    graph = few_edges()
+    x, y, _ = (t.detach() for t in random_operands(SMALL, graph))
+    splines = splined(16, SMALL.n_weights, "cpu")
+    places = splines.places(graph.edge_vectors().norm(dim=1), torch.zeros(graph.n_edges))
+    given = {
+        "x": x,
+        "y": y,
+        "g": x.new_zeros(graph.n_atoms, SMALL.irreps_out.dim),
+        "table": splines.coefficients,
+    }
+    given |= {"interval": places.interval, "place": places.t, "table_kind": places.kind, "n_intervals": 16}
+    given |= {"dy": torch.zeros_like(y), "dt": torch.zeros_like(places.t)}
+    given |= {"row_pointer": graph.row_pointer, "sender": graph.sender}
+    variant = Variant("edges", True, wanted="yt", splines=True, kinds=True)
+    monkeypatch.setattr(driver, "_active", MadeUp())
+    code = compiled(kernel(SMALL, variant))
+    found = code.warmup(*(given[name] for name in arguments(variant)), grid=(graph.n_atoms, 2), **OPTIONS)
+    assert found.src.signature == pointer_types(variant) | {"n_intervals": "i32"}
+    assert not found.src.constants
+    assert found.metadata.num_warps == 1
+
+
 def test_places_in_rows_need_64_bits() -> None:
     """A million atoms have more weights than 2³¹: every row is counted in int64 from the start."""
     for kind, row in (("messages", "i"), ("senders", "j"), ("edges", "i")):
@@ -566,6 +613,55 @@ def test_places_in_rows_need_64_bits() -> None:
     splines = kernel(TYPICAL["mace"], Variant("edges", False, wanted="yt", splines=True, kinds=True)).text
     assert "at = tl.load(interval + e).to(tl.int64)" in splines
     assert "tl.load(table_kind + e).to(tl.int64) * n_intervals" in splines
+
+
+def test_operands_that_do_not_fit(device: str) -> None:
+    graph = few_edges().to(device)
+    x, y, w = (t.detach().to(device) for t in random_operands(SMALL, graph))
+    for given in ((x[1:], y, w), (x, y[1:], w), (x, y, w[:, 1:])):
+        with pytest.raises(ValueError, match="features, harmonics and weights of 4 atoms and 4 edges"):
+            message_passing(SMALL, *given, graph)
+    splines = splined(1, SMALL.n_weights + 1, device)
+    places = splines.places(graph.edge_vectors().norm(dim=1))
+    with pytest.raises(ValueError, match="features, harmonics and weights"):
+        spline_message_passing(SMALL, x, y, splines, places, graph)
+
+
+def test_operands_and_indices_that_are_not_contiguous(device: str) -> None:
+    graph = few_edges().to(device)
+    operands = [t.detach().to(device) for t in random_operands(SMALL, graph)]
+    scattered = [torch.stack([t, torch.full_like(t, torch.nan)], dim=-1)[..., 0] for t in operands]
+    names = ("receiver", "sender", "row_pointer", "sender_order")
+    strided = replace(graph, **{name: torch.stack([getattr(graph, name)] * 2, dim=1)[:, 0] for name in names})
+    assert not strided.sender.is_contiguous() and not scattered[0].is_contiguous()
+    outcomes = []
+    for given, where in ((scattered, strided), (operands, graph)):
+        leaves = [t.requires_grad_() for t in given]
+        value = message_passing(SMALL, *leaves, where)
+        outcomes.append([value.detach(), *torch.autograd.grad((value**2).sum(), leaves)])
+    for mine, theirs in zip(*outcomes, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@installed
+def test_without_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Triton says when it cannot build what starts its kernels becomes one sentence."""
+    from equipes.kernels.triton import launch
+
+    class Helpless:
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            def start(*_: object, **__: object) -> None:
+                raise RuntimeError("Failed to find C compiler.")
+
+            return start
+
+    monkeypatch.setattr(launch, "compiled", lambda code: Helpless())
+    variant = Variant("messages", False)
+    given = dict.fromkeys(arguments(variant), torch.empty(1, device="meta"))
+    with pytest.raises(
+        InputError, match=r"needs a C compiler .*; install gcc, or set EQUIPES_KERNEL=reference"
+    ):
+        launch.launch(SMALL, variant, 1, given)
 
 
 class TestChoice:

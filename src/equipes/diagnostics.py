@@ -59,7 +59,7 @@ def examine() -> dict[str, Any]:
             instruction_set = native.instruction_set()
         elif kernel == "triton":
             warnings.append(
-                "EQUIPES_KERNEL=triton: on the CPU its interpreter runs, thousands of times slower; it is there to "
+                "EQUIPES_KERNEL=triton: on the CPU its interpreter runs, very slowly; it is there to "
                 "test the kernels, and a GPU takes them without the variable"
             )
         elif not native.built_instruction_sets():

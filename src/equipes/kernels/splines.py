@@ -104,7 +104,8 @@ class RadialSplines:
         counts = places.interval >= 0
         interval = places.interval.clamp(min=0).long()
         if places.kind is not None:
-            interval = places.kind.long() * self.coefficients.shape[1] + interval
+            kind = torch.where(counts, places.kind, 0).long()
+            interval = kind * self.coefficients.shape[1] + interval
         coefficients = self.coefficients.flatten(0, 1).index_select(0, interval)  # [E, 6, n_weights]
         t = torch.where(counts, places.t, 0.0).unsqueeze(1)
         value = coefficients[:, N_COEFFICIENTS - 1]

@@ -21,7 +21,7 @@ from equipes.kernels.triton.source import kernel
 from equipes.kernels.triton.writer import Kernel, Variant, arguments, pointer_types
 
 # One warp: programs share nothing, and a receiver has few channels for more.
-_OPTIONS: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
+OPTIONS: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
 # So many programs keep a large GPU busy; edges of receivers are dealt out to as many where atoms are few.
 _ENOUGH_PROGRAMS = 8192
 
@@ -97,7 +97,14 @@ def launch(form: MessagePassingForm, variant: Variant, n_atoms: int, given: dict
         _interpreted(code)[n_atoms, min(second, 2) if code.sections == 0 else second](*operands)
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        compiled(code)[n_atoms, second](*operands, **_OPTIONS)
+        try:
+            compiled(code)[n_atoms, second](*operands, **OPTIONS)
+        except RuntimeError as error:
+            if "compiler" not in str(error):
+                raise
+            raise InputError(
+                f"Triton needs a C compiler to start kernels ({error}); install gcc, or set EQUIPES_KERNEL=reference"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ def assemble(form: MessagePassingForm, variant: Variant, capability: int = 90) -
             if kind.startswith("*")
         },
     )
-    asm = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=_OPTIONS).asm
+    asm = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS).asm
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(asm["cubin"])

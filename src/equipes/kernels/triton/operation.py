@@ -30,12 +30,43 @@ def message_passing(
 ) -> Tensor:
     """Sum of the messages at every atom; see `equipes.kernels.message_passing`.
 
-    Number types other than float32 and float64 the reference kernel does.
+    Number types other than float32 and float64, and devices that Triton does not know, the reference kernel serves.
+
+    Raises:
+        ValueError: operands that do not fit the form and the graph; the kernels would read beyond them.
     """
-    if x.dtype not in NUMBER_TYPES or not form.paths:
+    if x.dtype not in NUMBER_TYPES or x.device.type not in ("cpu", "cuda") or not form.paths:
         return reference.message_passing(form, x, harmonics, weights, graph)
+    check_shapes(form, graph, x, harmonics, weights.shape)
     messages: Tensor = _Messages.apply(form, graph, x, harmonics, weights)
     return messages
+
+
+def check_shapes(
+    form: MessagePassingForm, graph: Edges, x: Tensor | None, harmonics: Tensor, weights: tuple[int, ...]
+) -> None:
+    """Raises `ValueError` where a kernel would read beyond its operands."""
+    n, e = graph.n_atoms, graph.n_edges
+    expected = [(n, form.irreps_in.dim), (e, (form.l_max + 1) ** 2), (e, form.n_weights)]
+    given = [expected[0] if x is None else tuple(x.shape), tuple(harmonics.shape), tuple(weights)]
+    if given != expected:
+        raise ValueError(
+            f"features, harmonics and weights of {n} atoms and {e} edges have the shapes {expected}, not {given}"
+        )
+
+
+def by_receiver(graph: Edges) -> Operands:
+    """The geometry of the kernels of messages and edges; copied where it is not contiguous."""
+    return {"row_pointer": graph.row_pointer.contiguous(), "sender": graph.sender.contiguous()}
+
+
+def by_sender(graph: Edges) -> Operands:
+    """The geometry of the kernel of senders."""
+    return {
+        "sender_pointer": graph.sender_pointer.contiguous(),
+        "sender_order": graph.sender_order.contiguous(),
+        "receiver": graph.receiver.contiguous(),
+    }
 
 
 def dual_messages(form: MessagePassingForm, x: Pair, harmonics: Pair, weights: Pair, graph: Edges) -> Pair:
@@ -93,8 +124,7 @@ def _run_messages(
     variant, given = _variant("messages", values, tangents, "xyw", results)
     out = [values["x"].new_empty(graph.n_atoms, form.irreps_out.dim) for _ in results]
     given |= {f"out{suffix}": o for suffix, o in zip(_suffixes(results), out, strict=True)}
-    given |= {"row_pointer": graph.row_pointer, "sender": graph.sender}
-    launch(form, variant, graph.n_atoms, given)
+    launch(form, variant, graph.n_atoms, given | by_receiver(graph))
     return out
 
 
@@ -104,12 +134,7 @@ def _run_senders(
     variant, given = _variant("senders", values, tangents, "ywg", results)
     dx = [new_features(form, values["g"], graph.n_atoms) for _ in results]
     given |= {f"dx{suffix}": d for suffix, d in zip(_suffixes(results), dx, strict=True)}
-    given |= {
-        "sender_pointer": graph.sender_pointer,
-        "sender_order": graph.sender_order,
-        "receiver": graph.receiver,
-    }
-    launch(form, variant, graph.n_atoms, given)
+    launch(form, variant, graph.n_atoms, given | by_sender(graph))
     return dx
 
 
@@ -132,9 +157,7 @@ def _run_edges(
     out = {
         f"d{name}{suffix}": torch.empty_like(values[name]) for name in wanted for suffix in _suffixes(results)
     }
-    launch(
-        form, variant, graph.n_atoms, given | out | {"row_pointer": graph.row_pointer, "sender": graph.sender}
-    )
+    launch(form, variant, graph.n_atoms, given | out | by_receiver(graph))
     return out
 
 

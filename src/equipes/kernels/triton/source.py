@@ -112,7 +112,7 @@ def _open_edge(form: MessagePassingForm, writer: Writer) -> None:
 
 def _find_sender(writer: Writer) -> None:
     if not writer.variant.unit:
-        writer.line("s = tl.load(sender + e)")
+        writer.line("s = tl.load(sender + e).to(tl.int64)")
 
 
 def _weights(
@@ -174,8 +174,8 @@ def _messages(form: MessagePassingForm, variant: Variant) -> Kernel:
     writer = Writer(variant)
     writer.line("i = tl.program_id(0).to(tl.int64)")
     writer.line("section = tl.program_id(1)")
-    writer.line("begin = tl.load(row_pointer + i)")
-    writer.line("end = tl.load(row_pointer + i + 1)")
+    writer.line("begin = tl.load(row_pointer + i).to(tl.int64)")
+    writer.line("end = tl.load(row_pointer + i + 1).to(tl.int64)")
     first = 0
     for block in placed_blocks(form):
         tile = tile_of(block.multiplicity, variant)
@@ -247,8 +247,8 @@ def _senders(form: MessagePassingForm, variant: Variant) -> Kernel:
     writer = Writer(variant)
     writer.line("j = tl.program_id(0).to(tl.int64)")
     writer.line("section = tl.program_id(1)")
-    writer.line("begin = tl.load(sender_pointer + j)")
-    writer.line("end = tl.load(sender_pointer + j + 1)")
+    writer.line("begin = tl.load(sender_pointer + j).to(tl.int64)")
+    writer.line("end = tl.load(sender_pointer + j + 1).to(tl.int64)")
     first = 0
     for block in placed_blocks(form):
         tile = tile_of(block.multiplicity, variant)
@@ -260,9 +260,9 @@ def _senders(form: MessagePassingForm, variant: Variant) -> Kernel:
         writer.line("for k in range(begin, end):")
         writer.indent += 1
         depth = writer.indent
-        writer.line("e = tl.load(sender_order + k)")
+        writer.line("e = tl.load(sender_order + k).to(tl.int64)")
         _open_edge(form, writer)
-        writer.line("i = tl.load(receiver + e)")
+        writer.line("i = tl.load(receiver + e).to(tl.int64)")
         y = _edge_numbers(form, writer, block.paths)
         known: dict[tuple[int, int, int], dict[tuple[int, int], Number]] = {}
         for path in block.paths:
@@ -305,8 +305,8 @@ def _edges(form: MessagePassingForm, variant: Variant) -> Kernel:
     tile = max(tile, min(LANES, max(tile_of(block.multiplicity, variant) for block in blocks)))
     width = (form.l_max + 1) ** 2
     writer.line("i = tl.program_id(0).to(tl.int64)")
-    writer.line("begin = tl.load(row_pointer + i)")
-    writer.line("end = tl.load(row_pointer + i + 1)")
+    writer.line("begin = tl.load(row_pointer + i).to(tl.int64)")
+    writer.line("end = tl.load(row_pointer + i + 1).to(tl.int64)")
     writer.line("for e in range(begin + tl.program_id(1), end, tl.num_programs(1)):")
     writer.indent += 1
     depth = writer.indent

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from equipes.kernels.form import MessagePassingForm
 from equipes.kernels.splines import Edges, Places, RadialSplines
 from equipes.kernels.triton.launch import launch
-from equipes.kernels.triton.operation import new_features
+from equipes.kernels.triton.operation import by_receiver, by_sender, check_shapes, new_features
 from equipes.kernels.triton.writer import Variant
 
 
@@ -25,6 +25,7 @@ def spline_message_passing(
     graph: Edges,
 ) -> Tensor:
     """See `equipes.kernels.splines.spline_message_passing`."""
+    check_shapes(form, graph, x, harmonics, (len(places.t), splines.n_weights))
     messages: Tensor = _SplineMessages.apply(form, splines, places, graph, x, harmonics, places.t)
     return messages
 
@@ -54,6 +55,7 @@ def spline_reverse(
     cotangent: Tensor,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """See `equipes.kernels.splines.spline_reverse`."""
+    check_shapes(form, graph, x, harmonics, (len(places.t), splines.n_weights))
     given = _operands(x, harmonics, splines, places, graph) | {"g": cotangent.detach().contiguous()}
     dx = None
     if x is not None:
@@ -83,16 +85,12 @@ def _operands(
     features: dict[str, Any] = {} if x is None else {"x": x.detach().contiguous()}
     if places.kind is not None:
         features |= {"table_kind": places.kind.contiguous(), "n_intervals": splines.coefficients.shape[1]}
+    features |= by_receiver(graph) | ({} if x is None else by_sender(graph))
     return features | {
         "y": harmonics.detach().contiguous(),
         "table": splines.coefficients.contiguous(),
         "interval": places.interval.contiguous(),
         "place": places.t.detach().contiguous(),
-        "row_pointer": graph.row_pointer,
-        "sender": graph.sender,
-        "sender_pointer": graph.sender_pointer,
-        "sender_order": graph.sender_order,
-        "receiver": graph.receiver,
     }
 
 

@@ -221,6 +221,6 @@ def pointer_types(variant: Variant) -> dict[str, str]:
     """Triton's names for the types of a kernel's arguments."""
     real = "*fp64" if variant.double else "*fp32"
     indices = dict.fromkeys(("row_pointer", "sender", "sender_pointer", "sender_order", "receiver"), "*i64")
-    places = {"interval": "*i32", "table_kind": "*i32", "n_intervals": "i64"}
+    places = {"interval": "*i32", "table_kind": "*i32", "n_intervals": "i32"}
     known = indices | places
     return {name: known.get(name, real) for name in arguments(variant)}
