@@ -15,7 +15,8 @@ cd "$(dirname "$0")/.."
 root=$PWD
 python=$(command -v "${PYTHON:-python3}")
 build=$(realpath -m "${BUILD:-build/sanitizers}")
-tests="tests/test_native.py tests/test_native_shapes.py tests/test_frozen.py"
+tests="tests/test_native.py tests/test_native_shapes.py tests/test_native_mace.py tests/test_native_moments.py"
+tests="$tests tests/test_contraction_native.py tests/test_frozen.py"
 sets=${SETS:-$(PYTHONPATH=src "$python" -c 'from equipes.kernels import native; print(native.instruction_set() or "baseline")')}
 
 library() { "${CXX:-c++}" -print-file-name="$1"; }

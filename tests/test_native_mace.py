@@ -13,6 +13,7 @@ from equipes.graph import AtomGraph
 from equipes.kernels import native
 from equipes.kernels.native import engine
 from equipes.models import Potential, build
+from equipes.models.mace import INTERACTIONS
 from test_native import EXACT, SPECIES, make_graph, results
 from test_native_shapes import empty_graph
 
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.skipif(not native.usable_instruction_sets(), reason="th
 
 RESIDUAL = "RealAgnosticResidualInteractionBlock"
 DENSITY = "RealAgnosticDensityInteractionBlock"
+DENSITY_RESIDUAL = "RealAgnosticDensityResidualInteractionBlock"
 SMALL: dict[str, Any] = {
     "r_max": 3.0,
     "num_bessel": 5,
@@ -67,12 +69,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "Soft": {"distance_transform": "Soft"},
     "repulsion": {"pair_repulsion": True, "distance_transform": "Agnesi"},
     "two heads": TWO_HEADS,
-}
-# What trains by autograd, and is frozen nevertheless.
-DENSITIES: dict[str, dict[str, Any]] = {
     "density": {"interaction_cls_first": DENSITY},
+    "density after scalars": {"hidden_irreps": "17x0e", "interaction_cls": DENSITY_RESIDUAL},
     "density everywhere, everything": {
-        "interaction_cls_first": "RealAgnosticDensityResidualInteractionBlock",
+        "interaction_cls_first": DENSITY_RESIDUAL,
         "interaction_cls": DENSITY,
         "distance_transform": "Soft",
         "pair_repulsion": True,
@@ -126,7 +126,10 @@ def test_engine_like_reference(name: str, graph: AtomGraph, monkeypatch: pytest.
     compare(potential_of(MODELS[name]), graph, monkeypatch)
 
 
-@pytest.mark.parametrize(("name", "threads"), [("residual from the first layer", 1), ("whole vectors", 3)])
+@pytest.mark.parametrize(
+    ("name", "threads"),
+    [("residual from the first layer", 1), ("whole vectors", 3), ("density after scalars", 2)],
+)
 def test_unusual_graphs(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Species that do not occur, atoms that nobody sees, edges beyond the cutoff, nothing at all."""
     from ase import Atoms
@@ -149,7 +152,9 @@ def test_unusual_graphs(name: str, threads: int, monkeypatch: pytest.MonkeyPatch
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ["base", "residual from the first layer", "several vectors"])
+@pytest.mark.parametrize(
+    "name", ["base", "residual from the first layer", "several vectors", "density everywhere, everything"]
+)
 def test_threads(name: str, graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     try:
@@ -159,8 +164,9 @@ def test_threads(name: str, graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -
         torch.set_num_threads(before)
 
 
-def test_float32(graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(potential_of(MODELS["base"], "float32"), graph, monkeypatch, 2e-4)
+@pytest.mark.parametrize("name", ["base", "density"])
+def test_float32(name: str, graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(potential_of(MODELS[name], "float32"), graph, monkeypatch, 2e-4)
 
 
 @settings(max_examples=8, deadline=None)
@@ -170,7 +176,8 @@ def test_float32(graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     max_ell=st.integers(0, 2),
     correlation=st.integers(1, 3),
     layers=st.integers(1, 3),
-    residual=st.booleans(),
+    first=st.sampled_from([*INTERACTIONS]),
+    other=st.sampled_from([*INTERACTIONS]),
     transform=st.sampled_from(["None", "Agnesi", "Soft"]),
     threads=st.integers(1, 3),
 )
@@ -180,7 +187,8 @@ def test_engine_of_any_shape(
     max_ell: int,
     correlation: int,
     layers: int,
-    residual: bool,
+    first: str,
+    other: str,
     transform: str,
     threads: int,
 ) -> None:
@@ -190,7 +198,8 @@ def test_engine_of_any_shape(
         "correlation": correlation,
         "num_interactions": layers,
         "distance_transform": transform,
-        **({"interaction_cls_first": RESIDUAL} if residual else {}),
+        "interaction_cls_first": first,
+        "interaction_cls": other,
     }
     before = torch.get_num_threads()
     try:
@@ -201,18 +210,9 @@ def test_engine_of_any_shape(
         torch.set_num_threads(before)
 
 
-def test_density_trains_by_autograd(graph: AtomGraph, monkeypatch: pytest.MonkeyPatch) -> None:
-    potential = potential_of(DENSITIES["density everywhere, everything"])
-    assert engine.engine_for(potential.model) is None
-    found = results(potential, graph)  # with the native contraction
-    monkeypatch.setenv("EQUIPES_KERNEL", "reference")
-    for name, value in results(potential, graph).items():
-        assert (found[name] - value).abs().max() <= EXACT * max(value.abs().max(), 1e-3), name
-
-
 @pytest.mark.parametrize("name", FROZEN)
 def test_frozen_is_the_model_to_the_error_of_the_splines(name: str, graph: AtomGraph) -> None:
-    potential = potential_of((MODELS | DENSITIES)[name]).eval()
+    potential = potential_of(MODELS[name]).eval()
     found, expected = potential.freeze(tolerance=1e-8)(graph), potential(graph)
     for what in ("energies", "forces", "virial"):
         ours, theirs = getattr(found, what), getattr(expected, what)
@@ -224,7 +224,7 @@ def test_frozen_is_the_model_to_the_error_of_the_splines(name: str, graph: AtomG
 def test_frozen_for_some_species(name: str) -> None:
     from ase import Atoms
 
-    potential = potential_of((MODELS | DENSITIES)[name]).eval()
+    potential = potential_of(MODELS[name]).eval()
     atoms = Atoms("OCCO", positions=[[0, 0, 0], [1.3, 0, 0.2], [1.5, 1.2, 0.9], [0.1, 1.4, -0.8]])
     graph = AtomGraph.from_atoms(atoms, 3.0)
     found, expected = potential.freeze(["O", "C"], tolerance=1e-8)(graph), potential(graph)
@@ -235,7 +235,7 @@ def test_frozen_for_some_species(name: str) -> None:
 def test_frozen_file(tmp_path: Any, graph: AtomGraph) -> None:
     from equipes.models import load_frozen
 
-    frozen = potential_of(DENSITIES["density"] | MODELS["two heads"]).eval().freeze(tolerance=1e-4)
+    frozen = potential_of(MODELS["density"] | MODELS["two heads"]).eval().freeze(tolerance=1e-4)
     frozen.save(tmp_path / "frozen.safetensors")
     again = load_frozen(tmp_path / "frozen.safetensors")
     assert torch.equal(again(graph).forces, frozen(graph).forces)

@@ -35,6 +35,7 @@ MACES = [
     "l = 4",
     "no hidden radial layer",
     "Agnesi",
+    "density",
 ]
 
 

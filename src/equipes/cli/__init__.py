@@ -15,6 +15,7 @@ import typer
 
 import equipes
 from equipes.cli import (
+    batch,
     benchmark,
     data,
     distill,
@@ -82,6 +83,7 @@ for module in (
     evaluate,
     familiarize,
     simulate,
+    batch,
     lattice,
     expansion,
     heat,

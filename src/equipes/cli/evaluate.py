@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -47,7 +47,13 @@ class PlotFormat(StrEnum):
 
 
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Frames at once, at most; by default by their size.")
+    str | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N|auto",
+        help="Frames at once, at most; auto: as many as the memory allows, measured on the way.",
+        show_default="by their size",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1 …")]
 DTypeOption = Annotated[
@@ -112,6 +118,7 @@ def evaluate(
         raise InputError(
             f"{plots} exists and is not an empty directory; give --overwrite (for a directory) or another name"
         )
+    frames_at_once = parse_batch_size(batch_size)
     curves, dynamics = _training_log(model, metrics), _dynamics_log(md)
     label_keys, declared = parse_keys(keys), parse_units(units)
 
@@ -133,7 +140,7 @@ def evaluate(
             f"{', '.join(data)}: no energies, forces or stresses to compare with; name them with --keys, or use "
             "`equipes predict` for structures without labels"
         )
-    predictions = predict_with_progress(potentials, frames, batch_size)
+    predictions = predict_with_progress(potentials, frames, frames_at_once)
     errors = error_metrics(frames, predictions)
     errors["uncertainty"] = uncertainty_metrics(frames, predictions)
     warnings = suspicions(frames, predictions)
@@ -194,6 +201,7 @@ def predict(
     forces_std (eV/Å) and feature_distance.
     """
     _check_target(target, overwrite=overwrite)
+    frames_at_once = parse_batch_size(batch_size)
     declared = parse_units(units)
 
     from dataclasses import replace
@@ -210,7 +218,7 @@ def predict(
         equipes.load(path, device=check_device(device), dtype=dtype, modal=modal) for path in members(model)
     ]
     frames = _read([source], LabelKeys(), declared, potentials[0])
-    predictions = predict_with_progress(potentials, frames, batch_size)
+    predictions = predict_with_progress(potentials, frames, frames_at_once)
     labelled = [
         replace(
             frame,
@@ -225,6 +233,15 @@ def predict(
     with_stress = sum(frame.stress is not None for frame in labelled)
     stress = {0: "no stress", len(labelled): "stress"}.get(with_stress, f"stress (of {with_stress})")
     _say(f"{len(labelled)} structures with energy, forces and {stress}: {target}", None)
+
+
+def parse_batch_size(text: str | None) -> int | Literal["auto"] | None:
+    """A number of frames or "auto"; None stays None."""
+    if text is None or text == "auto":
+        return "auto" if text else None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--batch-size {text}: give a number of frames, 1 or more, or auto")
+    return int(text)
 
 
 def check_device(name: str) -> str:
@@ -283,7 +300,9 @@ def _with_uncertainty(atoms: ase.Atoms, prediction: FramePrediction) -> ase.Atom
 
 
 def predict_with_progress(
-    potentials: Sequence[Potential], frames: Sequence[Frame], batch_size: int | None
+    potentials: Sequence[Potential],
+    frames: Sequence[Frame],
+    batch_size: int | Literal["auto"] | None,
 ) -> list[FramePrediction]:
     """What the potentials say of the frames, with a line that moves on stderr."""
     from rich.console import Console

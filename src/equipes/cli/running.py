@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -79,11 +79,11 @@ def start(
             model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
         )
     whole = calculator if d3 is None else WithDispersion(calculator, d3)
-    _freeze(calculator, atoms)
+    freeze_ahead(calculator, set(atoms.symbols))
     return atoms, whole
 
 
-def _freeze(calculator: Any, atoms: ase.Atoms) -> None:
+def freeze_ahead(calculator: Any, symbols: Collection[str]) -> None:
     """Freeze the potentials ahead of the work, and say how far they are from the models."""
     from equipes.calculators import Committee
     from equipes.calculators.ase import Calculator
@@ -92,7 +92,7 @@ def _freeze(calculator: Any, atoms: ase.Atoms) -> None:
         return
     parts = calculator.members if isinstance(calculator, Committee) else [calculator]
     for member in parts:
-        frozen = member.freeze_for(atoms.symbols)
+        frozen = member.freeze_for(symbols)
         if frozen is None:
             continue
         off = frozen.deviation

@@ -225,7 +225,7 @@ def _turned(second: Frame, first: Frame) -> tuple[np.ndarray, np.ndarray]:
     left, _, right = np.linalg.svd(there.T @ here)
     left[:, -1] *= np.sign(np.linalg.det(left @ right))
     rotation = left @ right
-    return there @ rotation, second.forces @ rotation  # type: ignore[operator]  # it has forces
+    return there @ rotation, second.forces @ rotation
 
 
 @dataclass(frozen=True)

@@ -100,29 +100,13 @@ def run_md(
     atoms = atoms.copy()
     if resume and overwrite:
         raise InputError("a run is either continued or replaced; give resume or overwrite, not both")
-    if not resume:
-        settings.check(atoms)
     atoms.calc = calculator
     out = Path(out)
-    rng = np.random.default_rng(settings.seed)
-    arrays: dict[str, np.ndarray] = {}
-    facts: dict[str, Any] = {"step": 0, "seconds": 0.0}
-    if resume:
-        arrays, facts = records.read_checkpoint(out)
-        _restore_atoms(atoms, arrays, out)
-        settings.check(atoms)
-        _same_run(settings, potential, facts, out)
-        rng.bit_generator.state = facts["random"]
-    else:
-        degrees_of_freedom(atoms, settings.kind)
-        if settings.keep_velocities:
-            remove_rigid_motion(atoms, settings.kind)
-        else:
-            thermal_momenta(atoms, settings.temperature or 0.0, settings.kind, rng)
+    rng, arrays, facts = beginning(atoms, settings, out, resume=resume, potential=potential)
     check_finite(atoms, f"step {facts['step']}")
     guard = Guard(settings, calculator)
     uncertain = guard.check(int(facts["step"]), atoms)
-    run = _Run(atoms, settings, rng, arrays, facts, potential)
+    run = Run(atoms, settings, rng, arrays, facts, potential)
     if not resume:
         new_directory(out, overwrite=overwrite)
         records.remove_old_records(out)
@@ -148,22 +132,50 @@ def run_md(
                     saved = time.monotonic()
             run.checkpoint(recorder)
         except SimulationError as error:
-            _write_structure(records.snapshot(atoms, results=False, step=run.step), out / records.FAILURE)
-            _write_summary(run, out, stopped=str(error))
+            write_structure(records.snapshot(atoms, results=False, step=run.step), out / records.FAILURE)
+            write_summary(run, out, stopped=str(error))
             raise
         interrupted = run.step < settings.steps and uncertain is None
     last = records.snapshot(atoms, step=run.step, time_fs=run.time)
-    _write_structure(last, out / records.FINAL)
+    write_structure(last, out / records.FINAL)
     if uncertain is not None:
-        _write_structure(last, out / records.UNCERTAIN)
-    summary = _write_summary(run, out, stopped="interrupted" if interrupted else uncertain)
+        write_structure(last, out / records.UNCERTAIN)
+    summary = write_summary(run, out, stopped="interrupted" if interrupted else uncertain)
     how = provenance(settings, records.read_table(out / records.TABLE), len(atoms))
     return MDResult(
         summary=summary, atoms=atoms, out=out, interrupted=interrupted, provenance=how, uncertain=uncertain
     )
 
 
-class _Run:
+def beginning(
+    atoms: ase.Atoms, settings: MDSettings, out: Path, *, resume: bool, potential: str
+) -> tuple[np.random.Generator, dict[str, np.ndarray], dict[str, Any]]:
+    """Bring `atoms` to where a run begins: to its first velocities, or to the last checkpoint in `out`.
+
+    Returns:
+        Random numbers, and arrays and facts of the checkpoint (none, and step 0, of a new run).
+
+    Raises:
+        InputError: settings that make no sense, or a directory that cannot be continued.
+    """
+    rng = np.random.default_rng(settings.seed)
+    if resume:
+        arrays, facts = records.read_checkpoint(out)
+        _restore_atoms(atoms, arrays, out)
+        settings.check(atoms)
+        _same_run(settings, potential, facts, out)
+        rng.bit_generator.state = facts["random"]
+        return rng, arrays, facts
+    settings.check(atoms)
+    degrees_of_freedom(atoms, settings.kind)
+    if settings.keep_velocities:
+        remove_rigid_motion(atoms, settings.kind)
+    else:
+        thermal_momenta(atoms, settings.temperature or 0.0, settings.kind, rng)
+    return rng, {}, {"step": 0, "seconds": 0.0}
+
+
+class Run:
     """The state of a run between two steps."""
 
     def __init__(
@@ -238,12 +250,15 @@ class _Run:
             if self.settings.ramps:
                 set_target(self.dynamics, *self.settings.targets(self.step))
             self.dynamics.step()
-            total = self.atoms.get_potential_energy() + self.atoms.get_kinetic_energy()
-            conserved = conserved_energy(self.dynamics, self.settings.kind, total)
-            self.watch.check(self.step, self.atoms, conserved)
+            self.watch.check(self.step, self.atoms, self.conserved())
         except InputError as error:
             # The structure was sound at the start, so it is the dynamics that led to one that cannot be evaluated.
             raise SimulationError(f"step {self.step}: {error}") from error
+
+    def conserved(self) -> float | None:
+        """The energy that should not have changed, eV; None in Langevin dynamics."""
+        total = self.atoms.get_potential_energy() + self.atoms.get_kinetic_energy()
+        return conserved_energy(self.dynamics, self.settings.kind, total)
 
     def record(self, recorder: records.Recorder) -> None:
         """Append this moment to table and trajectory."""
@@ -262,7 +277,7 @@ class _Run:
         now = time.monotonic()
         if self.telling_took > _SUMMARY_SHARE * (now - self.told):
             return
-        _write_summary(self, out, stopped="running")
+        write_summary(self, out, stopped="running")
         self.told = time.monotonic()
         self.telling_took = self.told - now
 
@@ -310,7 +325,8 @@ class _Run:
         )
 
 
-def _write_summary(run: _Run, out: Path, *, stopped: str | None) -> dict[str, Any]:
+def write_summary(run: Run, out: Path, *, stopped: str | None) -> dict[str, Any]:
+    """Write md.json of a run into `out`, and return what stands in it; `stopped` says why it did not reach its end."""
     elapsed = time.monotonic() - run.started
     done = run.step - run.first
     settings, n_atoms = run.settings, len(run.atoms)
@@ -336,7 +352,8 @@ def _write_summary(run: _Run, out: Path, *, stopped: str | None) -> dict[str, An
     return summary
 
 
-def _write_structure(frame: ase.Atoms, path: Path) -> None:
+def write_structure(frame: ase.Atoms, path: Path) -> None:
+    """Write one structure as extended XYZ, in the place of what was there."""
     with atomic_write(path, overwrite=True) as temporary:
         write(temporary, frame, format="extxyz")
 

@@ -13,11 +13,11 @@ from equipes.simulate.errors import SimulationError
 
 # Bonds under the highest pressures and thermal collisions stay above about 0.6 of the sum of covalent radii.
 CLOSEST_FRACTION = 0.5
-_ENERGY_CHANGE = 0.5  # eV/atom, in a quantity that should not change at all
+ENERGY_CHANGE = 0.5  # eV/atom, in a quantity that should not change at all
 _TEMPERATURE_FACTOR = 10.0
 _TEMPERATURE_MARGIN = 5000.0  # K
 # Looking at distances takes as long as half a step of a small molecule, and thermal motion is slow against ten steps.
-_STEPS_BETWEEN_DISTANCES = 10
+STEPS_BETWEEN_DISTANCES = 10
 _REMEDY = "take a smaller time step, start from a relaxed structure, or train on structures like this one"
 
 
@@ -84,13 +84,13 @@ class Watch:
     def check(self, step: int, atoms: ase.Atoms, conserved: float | None) -> None:
         """Everything at once, after a step; `conserved` is the energy that should not have changed (eV)."""
         check_finite(atoms, f"step {step}")
-        if step % _STEPS_BETWEEN_DISTANCES == 0:
+        if step % STEPS_BETWEEN_DISTANCES == 0:
             self.distances.check(atoms, f"step {step}")
         self._check_temperature(step, atoms)
         if conserved is None or self.conserved is None:
             return
         change = (conserved - self.conserved) / len(atoms)
-        if not abs(change) < _ENERGY_CHANGE:
+        if not abs(change) < ENERGY_CHANGE:
             raise SimulationError(
                 f"step {step}: the conserved energy has changed by {change:.2f} eV/atom since the start"
                 f" (atom {_fastest(atoms)} is the fastest); {_REMEDY}"

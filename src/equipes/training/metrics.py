@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
+from equipes.training.batch_sizes import BatchSize, halved, is_out_of_memory, packed, weight
 
 if TYPE_CHECKING:
     from equipes.data import Frame
@@ -50,18 +52,21 @@ def predict_frames(
     potential: Potential,
     frames: Sequence[Frame],
     *,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[FramePrediction]:
     """Energy, forces and, where there is a volume, stress of every frame, in the order of the frames.
 
-    Frames are computed in batches of bounded memory, whatever their sizes; graphs live only as long as their batch.
+    Frames are computed in batches of bounded memory, whatever their sizes; graphs live only as long as their batch. How
+    frames are divided into batches changes the numbers by round-off at most.
 
     Args:
         potential: is evaluated in `eval()` mode and left in the mode it had.
         frames: labels in them are not looked at.
-        batch_size: at most so many frames at once; None leaves it to the number of edges.
+        batch_size: at most so many frames at once; "auto": as many as the memory allows, measured with the first
+            batches (see `equipes.training.batch_sizes`); None leaves it to the number of edges. Except with a number,
+            batches that do not fit into memory are halved.
         device: where to compute (the potential moves there); None: where the potential is.
         progress: called with the number of frames done and of all frames, after each batch.
 
@@ -69,7 +74,7 @@ def predict_frames(
         InputError: no frames; a frame with an element that the potential does not know or with an impossible
             geometry; a prediction that is not finite; not enough memory. The frame is named.
     """
-    if batch_size is not None and batch_size < 1:
+    if isinstance(batch_size, int) and batch_size < 1:
         raise InputError(f"the batch size must be at least 1, not {batch_size}")
     check_species(potential, frames)
     if device is not None:
@@ -77,16 +82,69 @@ def predict_frames(
     place = next((p.device for p in potential.parameters()), torch.device(device or "cpu"))
     was_training = potential.training
     potential.eval()
-    predictions: list[FramePrediction] = []
     try:
-        for batch in batches_of(frames, potential.cutoff, batch_size):
-            members = frames[len(predictions) : len(predictions) + len(batch)]
-            predictions.extend(_predict_batch(potential, batch, members, place))
-            if progress is not None:
-                progress(len(predictions), len(frames))
+        return _predict_all(potential, frames, batch_size, place, progress)
     finally:
         potential.train(was_training)
-    return predictions
+
+
+def _predict_all(
+    potential: Potential,
+    frames: Sequence[Frame],
+    batch_size: int | Literal["auto"] | None,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> list[FramePrediction]:
+    size = BatchSize.on(device) if batch_size == "auto" else None
+    batches: Iterator[list[tuple[int, AtomGraph]]]
+    if size is not None:
+        batches = packed(frames, lambda frame: graph_of(frame, potential.cutoff), size)
+    else:
+        number = count()
+        limit = batch_size if isinstance(batch_size, int) else None
+        batches = (
+            [(next(number), graph) for graph in batch]
+            for batch in batches_of(frames, potential.cutoff, limit)
+        )
+    found: dict[int, FramePrediction] = {}
+    for batch in batches:
+        parts = [batch]
+        while parts:
+            part = parts.pop(0)
+            graphs, members = [graph for _, graph in part], [frames[index] for index, _ in part]
+            heavy = sum(map(weight, graphs))
+
+            def calculate(
+                graphs: list[AtomGraph] = graphs, members: list[Frame] = members
+            ) -> list[FramePrediction]:
+                return list(_predict_batch(potential, graphs, members, device))
+
+            try:
+                predictions = calculate() if size is None else size.measured(heavy, calculate)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(part) == 1 or isinstance(batch_size, int):
+                    first, last = members[0].label, members[-1].label
+                    remedy = (
+                        "give a smaller --batch-size"
+                        if len(part) > 1
+                        else "take a larger device or --device cpu"
+                    )
+                    raise InputError(
+                        f"{first} to {last} do not fit into the memory of {device}; {remedy}"
+                    ) from error
+                predictions = None
+            # Outside of the handler: the exception holds on to what did not fit.
+            if predictions is None:
+                if size is not None:
+                    size.too_large(heavy)
+                parts[:0] = halved(part)
+                continue
+            found.update(zip((index for index, _ in part), predictions, strict=True))
+            if progress is not None:
+                progress(len(found), len(frames))
+    return [found[index] for index in range(len(frames))]
 
 
 def check_species(potential: Potential, frames: Sequence[Frame]) -> None:
@@ -110,30 +168,29 @@ def batches_of(
     batch: list[AtomGraph] = []
     size = 0
     for frame in frames:
-        try:
-            graph = AtomGraph.from_atoms(frame.atoms, cutoff)
-        except InputError as error:
-            raise InputError(f"{frame.label}: {error}") from error
-        weight = graph.n_atoms + graph.n_edges
-        if batch and (size + weight > _BATCH_EDGES or len(batch) == batch_size):
+        graph = graph_of(frame, cutoff)
+        if batch and (size + weight(graph) > _BATCH_EDGES or len(batch) == batch_size):
             yield batch
             batch, size = [], 0
         batch.append(graph)
-        size += weight
+        size += weight(graph)
     if batch:
         yield batch
+
+
+def graph_of(frame: Frame, cutoff: float) -> AtomGraph:
+    """The graph of a frame; raises `InputError` naming the frame where its structure makes no sense."""
+    try:
+        return AtomGraph.from_atoms(frame.atoms, cutoff)
+    except InputError as error:
+        raise InputError(f"{frame.label}: {error}") from error
 
 
 def _predict_batch(
     potential: Potential, graphs: list[AtomGraph], frames: Sequence[Frame], device: torch.device
 ) -> Iterator[FramePrediction]:
     stress_wanted = any(frame.atoms.cell.rank == 3 for frame in frames)
-    try:
-        result = potential(AtomGraph.batch(graphs).to(device), forces=True, stress=stress_wanted)
-    except torch.OutOfMemoryError as error:
-        first, last = frames[0].label, frames[-1].label
-        remedy = "give a smaller --batch-size" if len(frames) > 1 else "take a larger device or --device cpu"
-        raise InputError(f"{first} to {last} do not fit into the memory of {device}; {remedy}") from error
+    result = potential(AtomGraph.batch(graphs).to(device), forces=True, stress=stress_wanted)
     energies, forces = (tensor.detach().cpu().double().numpy() for tensor in (result.energy, result.forces))
     stresses = None if result.stress is None else result.stress.detach().cpu().double().numpy()
     start = 0

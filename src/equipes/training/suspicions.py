@@ -112,7 +112,7 @@ def _energies(pairs: Sequence[tuple[Frame, FramePrediction]]) -> str | None:
             "the reference energies rise where the model's fall (correlation "
             f"{correlation:.2f}): check the sign of the energies and of the forces that the model was trained on"
         )
-    ratio = float(np.linalg.norm(per_atom) / max(np.linalg.norm(predicted), 1e-300))
+    ratio = float(np.linalg.norm(per_atom)) / max(float(np.linalg.norm(predicted)), 1e-300)
     smallest = min(sizes[formula] for formula in changes)
     if smallest > 1 and _cosine(per_atom, predicted) > _CORRELATED and abs(ratio - 1) < 2 * _NEAR:
         return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -26,7 +26,7 @@ def predict_with_uncertainty(
     potentials: Sequence[Potential],
     frames: Sequence[Frame],
     *,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[FramePrediction]:
     """Predictions with all that is known of their uncertainty.
@@ -73,8 +73,11 @@ def _mean(members: Sequence[FramePrediction]) -> FramePrediction:
     )
 
 
-def _distances(potential: Potential, frames: Sequence[Frame], batch_size: int | None) -> np.ndarray:
-    batches = batches_of(frames, potential.cutoff, batch_size)
+def _distances(
+    potential: Potential, frames: Sequence[Frame], batch_size: int | Literal["auto"] | None
+) -> np.ndarray:
+    # Without derivatives the usual batches take little.
+    batches = batches_of(frames, potential.cutoff, None if batch_size == "auto" else batch_size)
     graphs = (AtomGraph.batch(batch).to(potential.device) for batch in batches)
     return np.concatenate([potential.feature_distances(graph).numpy() for graph in graphs])
 

@@ -127,6 +127,11 @@ typename Engine<T>::Layer Engine<T>::make_layer(const LayerSpec& stated) {
   }
   layer.radial_weights =
       add_network(layer.radial, spec_.n_roots, stated.radial_widths, Channels<T>(path_sizes, path_idle));
+  if (stated.density != 0) {
+    if (!stated.product()) throw std::invalid_argument("only layers with a product know densities");
+    layer.density = add_weight(Channels<T>::dense(1), Channels<T>({spec_.n_roots}));
+    layer.density_numerator = stated.density;
+  }
   for (const Irrep& irrep : stated.gate_in) {
     const int to = layer.gate_in.find(irrep), from = layer.convolution.messages().find(irrep);
     const Channels<T> columns = gate_channels(stated, irrep);
@@ -910,6 +915,7 @@ void Engine<T>::sweep_forward(Team team, Pass& pass, const double* vectors, doub
       mix(team, pass, layer, state.messages, state.z, false);
     }
     team.wait();
+    density_forward(team, pass, k);
     self_connect(team, pass, layer, k, state.x, state.z, false);
     team.wait();
     gate(team, pass, k);
@@ -927,6 +933,7 @@ void Engine<T>::sweep_reverse(Team team, Pass& pass) const {
     const typename Pass::State& state = pass.layers[k];
     gate_reverse(team, pass, k);
     team.wait();
+    density_reverse(team, pass, k);
     if (by_moments(pass, k)) {
       moments_reverse(team, pass);
       break;
@@ -1011,6 +1018,7 @@ void Engine<T>::sweep_tangent(Team team, Pass& pass) const {
       mix(team, pass, layer, state.messages_tangent, state.z_tangent, false);
     }
     team.wait();
+    density_tangent(team, pass, k);
     self_connect(team, pass, layer, k, state.x_tangent, state.z_tangent, false);
     team.wait();
     gate_tangent(team, pass, k);
@@ -1026,6 +1034,7 @@ void Engine<T>::sweep_dual(Team team, Pass& pass, const Gradients& gradients) co
     const typename Pass::State& state = pass.layers[k];
     gate_dual(team, pass, k, change, gradients.weights);
     team.wait();
+    density_dual(team, pass, k, gradients.weights);
     if (by_moments(pass, k)) {
       moments_dual(team, pass, gradients.weights);
     } else {
@@ -1178,6 +1187,7 @@ void Engine<T>::prepare_layer(Pass& pass, const Layer& layer, typename Pass::Sta
   for (const BlockWeight& entry : layer.self_connection)
     state.species_matrices.push_back(arena.take<T>(species_matrices_size(pass, layer, entry)));
   if (layer.product) prepare_product(pass, layer, state);
+  if (layer.density >= 0) prepare_density(pass, state.density);
 }
 
 // Memory of the way back.
@@ -1246,6 +1256,7 @@ typename Engine<T>::Gradients Engine<T>::prepare_gradients(Pass& pass, int threa
     for (const BlockWeight& entry : layer.self_connection)
       state.species_changes.push_back(arena.take<T>(species_matrices_size(pass, layer, entry)));
     if (layer.product) prepare_product_gradients(pass, layer, state, arena);
+    if (layer.density >= 0) prepare_density_gradients(pass, state.density, arena);
   }
   pass.layers.back().x_tangent = arena.take<T>(atoms * layers_.back().out.size);
   prepare_moments_gradients(pass, arena);

@@ -40,6 +40,7 @@ struct LayerSpec {
   ContractionTable contraction;
   std::vector<int> contraction_rows;  // of each parameter with weights [n_species, rows, channels]
   bool residual = false;
+  double density = 0;  // not 0: messages are divided by the density of neighbours and multiplied by this (engine_density.cpp)
   bool product() const { return !out.empty(); }
 };
 
@@ -70,6 +71,7 @@ class Engine {
 
   struct Pass;
   struct Moments;
+  struct Density;
 
   // Parameters: pointers in the model's order; scales, shifts and roots are float64, all others T. They must stay alive
   // and unchanged while the pass is in use. `gradient` is written if `differentiate` is set.
@@ -113,6 +115,8 @@ class Engine {
     int scalars = -1;  // block of even scalars in gate_in
     std::vector<int> untouched;  // blocks of gate_in that linear_2 does not write
     std::vector<MomentBlock> moments;  // empty if its features are not scalars
+    int density = -1;  // in weights_; -1: the layer has none
+    double density_numerator = 1;
 
     bool product = false, residual = false;  // MACE's; `scalars` is then a block of out
     Features<T> m;  // what the contraction gives
@@ -197,6 +201,13 @@ class Engine {
   void moments_tangent(Team, Pass&) const;
   void moments_dual(Team, Pass&, const std::vector<T*>& targets) const;
   void split_joined_change(Team, Pass&, T* target) const;
+  void prepare_density(const Pass&, Density&) const;
+  void prepare_density_gradients(const Pass&, Density&, Arena&) const;
+  void density_forward(Team, Pass&, int k) const;
+  void density_reverse(Team, Pass&, int k) const;
+  void density_tangent(Team, Pass&, int k) const;
+  void density_dual(Team, Pass&, int k, const std::vector<T*>& targets) const;
+  void density_gradient(const Pass&, int k, T* target) const;
   void read_out(Team, Pass&, double* energies) const;
   void read_out_dual(Team, Pass&, const double* energy_cotangent, const Gradients&) const;
   void reverse_readout(Team, Pass&, const std::vector<T*>& gradients, T* x_cotangent) const;
@@ -264,6 +275,14 @@ struct Engine<T>::Moments {
   std::vector<T*> maps, map_changes;  // V, [width, channels of z]
 };
 
+// Of the densities of one layer: t, dt/dq, d²t/dq² and dq/dr by pair; s, the cotangent of D, its change and the change of s
+// by atom.
+template <class T>
+struct Engine<T>::Density {
+  double *value, *by_q, *by_q_twice, *q_slope;
+  double *scale, *cotangent, *change, *scale_tangent;
+};
+
 // What a forward sweep leaves for the backward one.
 template <class T>
 struct Engine<T>::Pass {
@@ -283,6 +302,7 @@ struct Engine<T>::Pass {
     // contraction's coefficients, [species, coefficients, channels].
     T *a, *m, *coefficients;
     T *a_cotangent, *m_cotangent, *a_tangent, *m_tangent, *a_change, *m_change, *coefficients_change;
+    Density density;
   };
 
   Pass(const GraphArrays& graph, const ModelSpec& spec) : plan(graph, spec.n_species, spec.cutoffs) {

@@ -18,8 +18,7 @@ from equipes.nn import SILU_SCALE, AgnesiTransform, CovalentZBL, ScalarMLP, Soft
 
 
 def recipe(model: MACE) -> Recipe | None:
-    """None for a model with density blocks or several mean numbers of neighbours, or of a degree that the native code
-    was not built for."""
+    """None for a model with several mean numbers of neighbours, or a degree that the native code was not built for."""
     extension = native.module()
     interactions = cast("list[InteractionBlock]", list(model.interactions))
     products = cast("list[ProductBlock]", list(model.products))
@@ -28,7 +27,6 @@ def recipe(model: MACE) -> Recipe | None:
     if (
         extension is None
         or model.max_ell > extension.max_l
-        or any(interaction.density is not None for interaction in interactions)
         or len({interaction.avg_num_neighbors for interaction in interactions}) > 1
         or any(len(table.degrees) > extension.max_degree for table in tables)
         or any(max(table.inputs, table.outputs) > extension.max_components for table in tables)
@@ -58,6 +56,8 @@ def recipe(model: MACE) -> Recipe | None:
     for k, (interaction, product) in enumerate(zip(interactions, products, strict=True)):
         contraction = product.symmetric_contraction
         sources += _linear(interaction.linear_up) + _network(interaction.radial_network)
+        if interaction.density is not None:
+            sources += [_held(interaction._parameters, "density")]
         sources += _linear(interaction.linear) + _linear(interaction.skip)
         sources += [_held(contraction.weights._parameters, name) for name in contraction.weight_names()]
         sources += _linear(product.linear)
@@ -80,6 +80,8 @@ def _layer(interaction: InteractionBlock, product: ProductBlock) -> dict[str, An
         "contraction": contraction.table.native(),
         "contraction_rows": [contraction.weights[name].shape[1] for name in names],
         "residual": interaction.residual,
+        # The senders were divided by this number, which a density stands in the place of.
+        "density": 0.0 if interaction.density is None else interaction.avg_num_neighbors,
     }
 
 

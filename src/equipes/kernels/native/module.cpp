@@ -80,6 +80,7 @@ ModelSpec model(nb::dict given) {
       result.contraction = contraction(layer["contraction"]);
       result.contraction_rows = nb::cast<std::vector<int>>(layer["contraction_rows"]);
       result.residual = nb::cast<bool>(layer["residual"]);
+      result.density = nb::cast<double>(layer["density"]);
     } else {
       result.scalars = irreps(layer["scalars"]);
       result.gated = irreps(layer["gated"]);
