@@ -62,5 +62,5 @@ def begin_at_mean_energies(potential: Potential, dataset: GraphDataset, scale: f
     products += _RIDGE * products.diagonal().mean() * torch.eye(len(rest), dtype=torch.float64)
     step = slopes.T @ torch.linalg.solve(products, residual)
     with torch.no_grad():
-        weights += step.reshape(weights.shape).to(weights.dtype)
+        weights.add_(step.reshape(weights.shape).to(weights.dtype))
     return True
