@@ -20,6 +20,7 @@ from ase.constraints import FixAtoms
 
 import equipes
 from equipes import InputError
+from equipes.calculators.batched import BatchedEvaluator
 from equipes.cli import app, run
 from equipes.simulate import MDSettings, SimulationError, run_md
 from equipes.simulate.batch_md import TABLE as RUNS
@@ -112,19 +113,31 @@ def test_each_system_is_the_run_that_it_would_be_alone(
         assert mine["mean_temperature_k"] == pytest.approx(its["mean_temperature_k"], abs=1e-3)
 
 
-def test_batches_of_any_size_give_the_same(calculator: equipes.Calculator, tmp_path: Path) -> None:
+def test_batches_of_any_size_give_the_same(
+    calculator: equipes.Calculator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     several = systems(MDSettings("nvt", steps=10, interval=5, thermostat="langevin"))
     whole = run_md_together(several, calculator, tmp_path / "whole")
-    pairs = run_md_together(several, calculator, tmp_path / "pairs", batch_size=3)
+    parts = run_md_together(several, calculator, tmp_path / "threes", batch_size=3)
+    evaluate, sizes = BatchedEvaluator.__call__, []
+
+    def noted(self, now, **options):
+        sizes.append(len(now.numbers))
+        return evaluate(self, now, **options)
+
+    # On a CPU batches are divided by their atoms: 4 and 3, 8, 4.
+    monkeypatch.setattr("equipes.simulate.batch.ATOMS_ON_CPU", 7)
+    monkeypatch.setattr(BatchedEvaluator, "__call__", noted)
+    few = run_md_together(several, calculator, tmp_path / "few")
+    assert sizes == 11 * [7, 8, 4]
     for system in several:
-        alike(whole.out / system.name, pairs.out / system.name)
+        alike(whole.out / system.name, parts.out / system.name)
+        alike(whole.out / system.name, few.out / system.name)
 
 
 def test_without_memory_for_all_batches_are_halved(
     calculator: equipes.Calculator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from equipes.calculators.batched import BatchedEvaluator
-
     sizes = []
     evaluate = BatchedEvaluator.__call__
 

@@ -25,6 +25,8 @@ from equipes.simulate.ensembles import Kind, set_target
 from equipes.simulate.md import Run
 from equipes.simulate.safety import ENERGY_CHANGE
 
+# More atoms at once make a CPU no faster (see `equipes.training.batch_sizes`), and would need more memory.
+ATOMS_ON_CPU = 1000
 KINDS: tuple[Kind, ...] = ("nve", "nvt", "nvt-langevin")
 
 
@@ -204,12 +206,23 @@ class Batches:
 
     Args:
         calculator: the potential.
-        limit: systems in a batch, at most; None: all.
+        limit: systems in a batch, at most; None: all, on a CPU as many as have `ATOMS_ON_CPU` together.
     """
 
     def __init__(self, calculator: Calculator, limit: int | None) -> None:
         self.calculator = calculator
         self.limit = limit
+        self._most_atoms = ATOMS_ON_CPU if limit is None and calculator.device.type == "cpu" else None
+
+    def _stop(self, sizes: Sequence[int], start: int) -> int:
+        """Where the batch ends that begins with system `start`."""
+        stop, atoms = start + 1, sizes[start]
+        while stop < len(sizes) and (self.limit is None or stop - start < self.limit):
+            atoms += sizes[stop]
+            if self._most_atoms is not None and atoms > self._most_atoms:
+                break
+            stop += 1
+        return stop
 
     def first(self, structures: list[ase.Atoms], names: list[str]) -> None:
         """Energies, forces and stresses of the structures that runs begin with, into their `Held` calculators.
@@ -219,7 +232,7 @@ class Batches:
         """
         start = 0
         while start < len(structures):
-            stop = len(structures) if self.limit is None else min(start + self.limit, len(structures))
+            stop = self._stop([len(atoms) for atoms in structures], start)
             some = structures[start:stop]
             now = Structures.from_atoms(some, self.calculator.device)
             stress = any(atoms.pbc.all() and atoms.cell.rank == 3 for atoms in some)
@@ -247,11 +260,13 @@ class Batches:
 
     def made(self, runs: Sequence[Run]) -> list[Batch]:
         """The batches that runs at the same step move in."""
-        size = len(runs) if self.limit is None else self.limit
-        return [
-            Batch(runs[start : start + size], BatchedEvaluator(self.calculator))
-            for start in range(0, len(runs), size)
-        ]
+        sizes = [len(run.atoms) for run in runs]
+        batches, start = [], 0
+        while start < len(runs):
+            stop = self._stop(sizes, start)
+            batches.append(Batch(runs[start:stop], BatchedEvaluator(self.calculator)))
+            start = stop
+        return batches
 
 
 def evaluate(
