@@ -437,3 +437,23 @@ def test_a_dissociation_curve_of_coarse_steps_is_no_wrong_unit() -> None:
         atoms = Atoms("Cl2", [[0, 0, 0], [0, 0, x]])
         frames.append(Frame(atoms, energy, forces, None, None, "curve.xyz", index))
     assert not [f for f in check_frames({"train": frames}) if f.code == "forces-unit"]
+
+
+def test_crystals_without_periodicity() -> None:
+    def found(atoms: Atoms) -> list[Finding]:
+        frames = [Frame(atoms, -1.0, np.zeros((len(atoms), 3)), None, None, "set.xyz", 0)]
+        return [f for f in check_frames({"train": frames}) if f.code == "not-periodic"]
+
+    crystal = bulk("Cu", a=3.6, cubic=True)
+    assert found(crystal) == []
+    crystal.pbc = False
+    (finding,) = found(crystal)
+    assert finding.severity == "warning" and "set.xyz frame 0: a cell, but not periodic" in finding.message
+    # Clusters and slabs in vacuum, and molecules without a cell, are what they say.
+    crystal.center(vacuum=4.0)
+    assert found(crystal) == []
+    slab = bulk("Cu", a=3.6, cubic=True)
+    slab.center(vacuum=6.0, axis=2)
+    slab.pbc = False
+    assert found(slab) == []
+    assert found(molecule("CH3OH")) == []

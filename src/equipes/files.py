@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from equipes.errors import InputError
 
+# The mask can only be read by setting it, which two threads must not do at the same time.
+_asking_umask = threading.Lock()
 _REMEDY = {
     errno.ENOSPC: "the disk is full; free some space or choose another place",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
@@ -66,8 +69,9 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> It
             temporary = Path(name)
             os.close(handle)
             # mkstemp makes files private; the finished file gets the permissions of an ordinary new one.
-            umask = os.umask(0)
-            os.umask(umask)
+            with _asking_umask:
+                umask = os.umask(0)
+                os.umask(umask)
             os.chmod(temporary, 0o666 & ~umask)
             yield temporary
             # The data must be on the disk before the name is, or a power cut could leave an empty file.

@@ -16,6 +16,7 @@ import typer
 import equipes
 from equipes.cli import (
     batch,
+    batch_relax,
     benchmark,
     data,
     distill,
@@ -84,6 +85,7 @@ for module in (
     familiarize,
     simulate,
     batch,
+    batch_relax,
     lattice,
     expansion,
     heat,

@@ -109,7 +109,7 @@ def md_batch(
         thermostat_time=thermostat_time,
         thermostat=thermostat.value,
     )
-    systems = _systems(_starts(structures, frame), _kelvins(temperature), replicas, settings)
+    systems = _systems(starts(structures, frame), _kelvins(temperature), replicas, settings)
     calculator = Calculator(
         model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
     )
@@ -155,7 +155,7 @@ def md_batch(
         raise typer.Exit(1)
 
 
-def _starts(paths: Iterable[Path], frame: str) -> Iterator[tuple[str, ase.Atoms]]:
+def starts(paths: Iterable[Path], frame: str) -> Iterator[tuple[str, ase.Atoms]]:
     """The structures, with names that tell files and frames apart."""
     from equipes.simulate.structures import read_structure, read_trajectory
 
@@ -216,23 +216,32 @@ def _systems(
 def _print(
     systems: list[System], summaries: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str]
 ) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("system", no_wrap=True)
-    for column in ("target, K", "seed", "steps", "mean T, K", "drift, meV/atom/ps"):
-        table.add_column(column, justify="right")
+    rows = []
     for system in systems:
         found = summaries[system.name]
         mean, error = found["mean_temperature_k"], found["mean_temperature_k_error"]
         drift, target = found["energy_drift_mev_per_atom_per_ps"], system.settings.temperature
-        table.add_row(
-            Text(system.name),
-            "" if target is None else f"{target:g}",
-            str(system.settings.seed),
-            f"{found['steps']}{' (failed)' if system.name in failures else ''}",
-            f"{mean:.1f}{'' if error is None else f' ± {error:.1f}'}",
-            "" if drift is None else f"{drift:+.3g}",
+        rows.append(
+            (
+                system.name,
+                "" if target is None else f"{target:g}",
+                str(system.settings.seed),
+                f"{found['steps']}{' (failed)' if system.name in failures else ''}",
+                f"{mean:.1f}{'' if error is None else f' ± {error:.1f}'}",
+                "" if drift is None else f"{drift:+.3g}",
+            )
         )
+    print_rows(("system", "target, K", "seed", "steps", "mean T, K", "drift, meV/atom/ps"), rows)
+
+
+def print_rows(names: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+    """A table on stdout, a system in each row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, name in enumerate(names):
+        table.add_column(name, no_wrap=not place, justify="right" if place else "left")
+    for first, *others in rows:
+        table.add_row(Text(first), *others)
     stdout_console().print(table)
