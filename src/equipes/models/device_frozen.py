@@ -29,7 +29,7 @@ from equipes.models.device_geometry import (
 )
 from equipes.models.device_layers import Groups, make_layers
 from equipes.models.frozen import describe_potential, stress_of
-from equipes.models.potential import Potential, Prediction
+from equipes.models.potential import Potential, Prediction, differentiable
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +130,8 @@ class DevicePotential:
         types, groups = self._kinds_of(graph.numbers)
         if graph.positions.device != self.device:
             graph = graph.to(self.device)
+        with torch.inference_mode(False):
+            graph = differentiable(graph)
         atoms = DeviceAtoms.of(graph, types, groups)
         result = self.evaluate(atoms, forces=forces, virial=stress)
         return Prediction(
@@ -170,6 +172,8 @@ class DevicePotential:
         gradients = 8 * (3 + 9 + 12 + 6)
         return n_atoms * size * (kept + busiest) + n_edges * (geometry + gradients) + n_atoms * 8 * 24
 
+    # Kernels in plain torch find their derivatives by autograd, also where the caller is in inference mode.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def evaluate(self, atoms: DeviceAtoms, *, forces: bool = True, virial: bool = True) -> DeviceResult:
         """Energies, forces and virials; nothing here waits for the device, and sizes alone decide what is called."""
