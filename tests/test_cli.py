@@ -16,7 +16,7 @@ import pytest
 import equipes
 from command_line import run, run_forked
 from equipes.cli import output
-from equipes.kernels import KERNELS
+from equipes.kernels import KERNELS, triton
 
 COMMANDS = (
     "train",
@@ -150,6 +150,7 @@ def test_doctor_reports_facts_and_problems() -> None:
     assert shown.returncode == (1 if facts["problems"] else 0)
     assert facts["kernel"] == next(iter(KERNELS))
     assert facts["kernels_built"] == list(KERNELS)
+    assert facts["kernel_on_gpu"] == ("triton" if triton.installed() else "reference")
     assert facts["versions"]["torch"]
     assert facts["torch_threads"] == 1
 

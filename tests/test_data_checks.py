@@ -13,6 +13,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from equipes.data import Finding, Frame, Units, check_frames, read_frames, work_ratios
 from equipes.data.consistency import consistency_findings
@@ -397,3 +398,62 @@ def test_no_false_alarm_about_stress(shared_data: Path, name: str) -> None:
         finding.code for finding in check_frames({"train": read_frames(shared_data / f"data/{name}.xyz")})
     }
     assert codes <= {"energy-outliers"}  # random-TP has such on purpose
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [(-1.0, "opposite sign"), (units.Bohr / units.Hartree, "Ha/Bohr"), (None, "")],
+)
+def test_forces_of_shuffled_and_turned_molecules(factor: float | None, said: str) -> None:
+    rng = np.random.default_rng(2)
+    frames = []
+    for index in range(60):
+        atoms = molecule("CH3OH")
+        rest = atoms.get_all_distances()
+        atoms.rattle(0.1, rng=rng)
+        vectors = atoms.get_all_distances(vector=True)  # [i, j]: from i to j
+        lengths = np.linalg.norm(vectors, axis=2) + np.eye(len(atoms))
+        stretch = lengths - rest - np.eye(len(atoms))
+        # Springs of 10 eV/Å² between all atoms.
+        forces = 10.0 * (stretch / lengths)[..., None] * vectors
+        energy = 2.5 * float((stretch**2).sum())
+        rotation = Rotation.random(rng=rng).as_matrix()
+        atoms.positions = atoms.positions @ rotation + rng.normal(size=3)
+        label = forces.sum(axis=1) @ rotation * (1.0 if factor is None else factor)
+        frames.append(Frame(atoms, energy, label, None, None, "methanol.xyz", index))
+    found = [f.message for f in check_frames({"train": frames}) if f.code == "forces-unit"]
+    if factor is None:
+        assert found == [] and work_ratios(frames)[0].ratio == pytest.approx(1, abs=0.05)
+    else:
+        assert len(found) == 1 and said in found[0]
+
+
+def test_a_dissociation_curve_of_coarse_steps_is_no_wrong_unit() -> None:
+    frames = []
+    for index, x in enumerate(np.linspace(1.0, 9.6, 40)):
+        decay = np.exp(-3.3 * (x - 2.0))
+        energy, slope = 4.0 * (decay**2 - 2 * decay), 4.0 * -3.3 * (2 * decay**2 - 2 * decay)
+        forces = np.array([[0, 0, slope], [0, 0, -slope]])
+        atoms = Atoms("Cl2", [[0, 0, 0], [0, 0, x]])
+        frames.append(Frame(atoms, energy, forces, None, None, "curve.xyz", index))
+    assert not [f for f in check_frames({"train": frames}) if f.code == "forces-unit"]
+
+
+def test_crystals_without_periodicity() -> None:
+    def found(atoms: Atoms) -> list[Finding]:
+        frames = [Frame(atoms, -1.0, np.zeros((len(atoms), 3)), None, None, "set.xyz", 0)]
+        return [f for f in check_frames({"train": frames}) if f.code == "not-periodic"]
+
+    crystal = bulk("Cu", a=3.6, cubic=True)
+    assert found(crystal) == []
+    crystal.pbc = False
+    (finding,) = found(crystal)
+    assert finding.severity == "warning" and "set.xyz frame 0: a cell, but not periodic" in finding.message
+    # Clusters and slabs in vacuum, and molecules without a cell, are what they say.
+    crystal.center(vacuum=4.0)
+    assert found(crystal) == []
+    slab = bulk("Cu", a=3.6, cubic=True)
+    slab.center(vacuum=6.0, axis=2)
+    slab.pbc = False
+    assert found(slab) == []
+    assert found(molecule("CH3OH")) == []

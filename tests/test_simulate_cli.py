@@ -250,3 +250,15 @@ def test_mistakes_are_one_sentence_and_status_2(
     assert sentence in error
     assert all(note.startswith("Frozen for ") for note in notes)  # which is no mistake
     assert not Path("run").exists()
+
+
+def test_md_of_a_supercell(here: Path, emt: None, capsys: pytest.CaptureFixture) -> None:
+    options = ["--ensemble", "nve", "--temperature", "300", "--supercell", "2", "2", "1"]
+    assert equipes_command(*MD, "copper.extxyz", *options) == 0
+    final = ase.io.read("run/final.extxyz")
+    assert len(final) == 4
+    np.testing.assert_allclose(final.cell, np.diag([2, 2, 1]) @ bulk("Cu", a=3.7).cell)
+    # A run goes on only in the same supercell.
+    assert equipes_command(*MD, "copper.extxyz", *options[:-1], "2", "--resume") == 2
+    assert equipes_command(*MD, "water.extxyz", *options) == 2
+    assert "only where water.extxyz is periodic (FFF)" in " ".join(capsys.readouterr().err.split())

@@ -512,7 +512,13 @@ def test_energies_that_contradict_the_forces_are_said_at_the_end(tmp_path: Path)
         {
             "data": {"train": str(tmp_path / "h2.xyz"), "n_val": 12, "checks": "off"},
             "model": {**TINY, "dtype": "float64"},
-            "train": {"max_steps": 60, "batch_size": 7, "learning_rate": 0.03, "energy_weight": 0.01},
+            "train": {
+                "max_steps": 40,
+                "batch_size": 7,
+                "learning_rate": 0.05,
+                "energy_weight": 0.01,
+                "validate_every": 40,
+            },
         }
     )
     result = train(config, tmp_path / "run")

@@ -23,6 +23,7 @@ OPTIONAL = {
     "spglib": "equipes relax --symmetry, elastic",
     "tblite": "equipes train --pretrain",
     "tensorboard": "train.loggers=[tensorboard]",
+    "triton": "message passing on an NVIDIA GPU",
     "wandb": "train.loggers=[wandb]",
 }
 # The instruction sets that numerical code is compiled for, as Linux calls them.
@@ -39,7 +40,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from equipes import kernels
-    from equipes.kernels import native
+    from equipes.kernels import native, triton
 
     problems: list[str] = []
     versions = {name: _version(name) for name in REQUIRED}
@@ -56,15 +57,26 @@ def examine() -> dict[str, Any]:
         kernel = kernels.kernel_name()
         if kernel == "native":
             instruction_set = native.instruction_set()
+        elif kernel == "triton":
+            warnings.append(
+                "EQUIPES_KERNEL=triton: on the CPU its interpreter runs, very slowly; it is there to "
+                "test the kernels, and a GPU takes them without the variable"
+            )
         elif not native.built_instruction_sets():
             warnings.append(_NOT_BUILT)
         else:
             warnings.append(
                 f"EQUIPES_KERNEL={kernel}: training on the CPU is seven to nine times faster without it"
             )
+        kernel_on_gpu = kernels.kernel_name("cuda")
     except InputError as error:
-        kernel = "none"
+        kernel = kernel_on_gpu = "none"
         problems.append(str(error))
+    if torch.cuda.is_available() and not triton.installed():
+        warnings.append(
+            "Triton is not installed, so the slow reference kernel runs on the GPU; install it with "
+            "`pip install 'equipes[gpu]'`"
+        )
     total, available = _memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
@@ -85,6 +97,7 @@ def examine() -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "kernel": kernel,
+        "kernel_on_gpu": kernel_on_gpu,
         "kernel_instruction_set": instruction_set,
         "kernels_built": list(kernels.KERNELS),
         "instruction_sets_built": list(native.built_instruction_sets()),

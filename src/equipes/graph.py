@@ -13,10 +13,11 @@ import vesin
 from ase.geometry import complete_cell
 from torch import Tensor
 
+from equipes.device_neighbors import ATOMS_FOR_THREADS, neighbors_on_device
 from equipes.errors import InputError
 
-# Below this many atoms starting threads costs more than the neighbour search itself.
-_ATOMS_FOR_THREADS = 2000
+# Below this many atoms a GPU has nothing to do that would pay for asking it (not measured yet).
+_ATOMS_FOR_GPU = 2000
 # Closer than this two atoms have no direction between them.
 _COINCIDENT = 1e-6
 
@@ -55,14 +56,15 @@ class AtomGraph:
     cutoff: float
 
     @classmethod
-    def from_atoms(cls, atoms: ase.Atoms, cutoff: float) -> AtomGraph:
-        """The graph of one structure, on the CPU.
+    def from_atoms(cls, atoms: ase.Atoms, cutoff: float, device: torch.device | str = "cpu") -> AtomGraph:
+        """The graph of one structure.
 
         Every image within the cutoff counts, also of an atom with itself, so cells may be smaller than the cutoff.
 
         Args:
             atoms: any ASE structure: molecule, slab, crystal.
             cutoff: Å.
+            device: where the graph is; on a GPU the neighbours of many atoms are searched there, with equal result.
 
         Raises:
             InputError: no atoms, a cutoff that is not positive, positions or cell that are not finite, a periodic
@@ -82,7 +84,13 @@ class AtomGraph:
         if not np.isfinite(cell).all():
             raise InputError("the cell is not finite; correct its lattice vectors")
         pbc = np.array(atoms.pbc, dtype=bool)
-        receiver, sender, shift = _neighbours(positions, cell, pbc, float(cutoff))
+        box = lattice_box(cell, pbc)
+        device = torch.device(device)
+        if device.type == "cuda" and len(atoms) >= _ATOMS_FOR_GPU:
+            graph = cls._searched_on_device(atoms, box, float(cutoff), device)
+            graph._refuse_coincident_atoms(atoms)
+            return graph
+        receiver, sender, shift = _neighbours(positions, box, pbc, float(cutoff))
         counts = np.bincount(receiver, minlength=len(atoms))
         graph = cls(
             positions=torch.tensor(positions),
@@ -98,7 +106,32 @@ class AtomGraph:
             cutoff=float(cutoff),
         )
         graph._refuse_coincident_atoms(atoms)
-        return graph
+        return graph if device.type == "cpu" else graph.to(device)
+
+    @classmethod
+    def _searched_on_device(
+        cls, atoms: ase.Atoms, box: np.ndarray, cutoff: float, device: torch.device
+    ) -> AtomGraph:
+        positions = torch.tensor(atoms.positions, dtype=torch.float64, device=device)
+        found = neighbors_on_device(
+            positions,
+            torch.tensor(box, dtype=torch.float64, device=device),
+            torch.tensor(np.array(atoms.pbc, dtype=bool), device=device),
+            cutoff,
+        )
+        return cls(
+            positions=positions,
+            numbers=torch.tensor(atoms.numbers, dtype=torch.int64, device=device),
+            cell=torch.tensor(atoms.cell.array, dtype=torch.float64, device=device).unsqueeze(0),
+            pbc=torch.tensor(np.array(atoms.pbc, dtype=bool), device=device).unsqueeze(0),
+            structure=torch.zeros(len(atoms), dtype=torch.int64, device=device),
+            receiver=found.receiver,
+            sender=found.sender,
+            shift=found.shift.to(torch.float64),
+            row_pointer=found.row_pointer,
+            sender_order=found.sender_order,
+            cutoff=cutoff,
+        )
 
     @staticmethod
     def batch(graphs: Sequence[AtomGraph]) -> AtomGraph:
@@ -163,6 +196,13 @@ class AtomGraph:
     def _crosses_boundaries(self) -> bool:
         return bool(self.shift.any())
 
+    @cached_property
+    def sender_pointer(self) -> Tensor:
+        """`[N + 1]` int64; `sender_order[sender_pointer[j]:sender_pointer[j + 1]]` are the edges of sender j."""
+        senders = self.sender.index_select(0, self.sender_order)
+        # A search, because counting would make a GPU wait for the host.
+        return torch.searchsorted(senders, torch.arange(self.n_atoms + 1, device=senders.device))
+
     def edge_vectors(self, positions: Tensor | None = None, cell: Tensor | None = None) -> Tensor:
         """Vectors from receiver to sender, `[E, 3]` float64, differentiable in positions and cell.
 
@@ -192,29 +232,33 @@ class AtomGraph:
             )
 
 
+def lattice_box(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Three lattice vectors of a volume, also where there is no period; zeros where there is none at all."""
+    if not pbc.any():
+        return np.zeros((3, 3))
+    # Directions that are not periodic need some vector for the cell to have a volume; which one does not matter.
+    # Parallel lattice vectors make the completed one NaN, and the volume with it; the comparison below tells of it.
+    with np.errstate(invalid="ignore"):
+        box = complete_cell(cell)
+        volume = abs(np.linalg.det(box))
+    lengths = np.linalg.norm(cell, axis=1)
+    if (pbc & (lengths == 0)).any():
+        axis = "abc"[int(np.argmax(pbc & (lengths == 0)))]
+        raise InputError(
+            f"the structure is periodic along {axis} but has no lattice vector there; set one, or pbc"
+        )
+    if not volume > 1e-9 * np.prod(np.linalg.norm(box, axis=1)):
+        raise InputError("the lattice vectors lie in a plane: the cell has no volume; correct the cell")
+    return np.asarray(box)
+
+
 def _neighbours(
-    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+    positions: np.ndarray, box: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(receiver, sender, shift) of all directed pairs, sorted by receiver, sender and shift, so that equal input gives
     equal order."""
-    if pbc.any():
-        # Directions that are not periodic need some vector for the cell to have a volume; which one does not matter.
-        # Parallel lattice vectors make the completed one NaN, and the volume with it; the comparison below tells of it.
-        with np.errstate(invalid="ignore"):
-            box = complete_cell(cell)
-            volume = abs(np.linalg.det(box))
-        lengths = np.linalg.norm(cell, axis=1)
-        if (pbc & (lengths == 0)).any():
-            axis = "abc"[int(np.argmax(pbc & (lengths == 0)))]
-            raise InputError(
-                f"the structure is periodic along {axis} but has no lattice vector there; set one, or pbc"
-            )
-        if not volume > 1e-9 * np.prod(np.linalg.norm(box, axis=1)):
-            raise InputError("the lattice vectors lie in a plane: the cell has no volume; correct the cell")
-    else:
-        box = np.zeros((3, 3))
     search = vesin.NeighborList(
-        cutoff=cutoff, full_list=True, n_threads=1 if len(positions) < _ATOMS_FOR_THREADS else 0
+        cutoff=cutoff, full_list=True, n_threads=1 if len(positions) < ATOMS_FOR_THREADS else 0
     )
     i, j, shift = search.compute(points=positions, box=box, periodic=pbc, quantities="ijS", copy=True)
     i, j, shift = i.astype(np.int64), j.astype(np.int64), shift.astype(np.int64)

@@ -26,8 +26,9 @@ def _raising(l: int) -> np.ndarray:
 
 
 @cache
-def _raising_matrix(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(_raising(l).reshape(3 * (2 * l + 1), 2 * l + 3), dtype=dtype, device=device)
+def raising_matrix(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`[3 (2l+1), 2l+3]`: from the products of Y_l and Y_1, Y_1 innermost, to Y_{l+1}."""
+    return torch.tensor(_raising(l).reshape(3 * (2 * l + 1), 2 * l + 3), dtype=dtype).to(device)
 
 
 def spherical_harmonics(l_max: int, directions: Tensor) -> Tensor:
@@ -58,5 +59,5 @@ def spherical_harmonics(l_max: int, directions: Tensor) -> Tensor:
         harmonics.append(y1)
         for l in range(1, l_max):
             product = harmonics[l].unsqueeze(-1) * y1.unsqueeze(-2)  # [..., 2l+1, 3]
-            harmonics.append(product.flatten(-2) @ _raising_matrix(l, directions.dtype, directions.device))
+            harmonics.append(product.flatten(-2) @ raising_matrix(l, directions.dtype, directions.device))
     return torch.cat(harmonics, dim=-1)

@@ -14,12 +14,14 @@ from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from equipes.calculators.device import DeviceEvaluator
 from equipes.calculators.neighbors import NeighborList, SkinnedNeighbors
 from equipes.errors import InputError
 from equipes.foundation import load, locate
 from equipes.kernels import kernel_name
 from equipes.kernels.native.frozen import Neighbours
 from equipes.models import DTYPES, FrozenPotential, Potential, adapted, convert, is_frozen, load_frozen
+from equipes.models.device_frozen import DevicePotential, freeze_on_device, supports_device
 from equipes.models.frozen import supports as can_freeze
 
 # A frozen potential whose forces are off by more than this much of the largest is not used. Round-off is about 1e-5 in
@@ -33,12 +35,13 @@ class Calculator(AseCalculator):
 
     Properties: `energy` and `free_energy` (eV, the same number), `energies` `[N]` (eV), `forces` `[N, 3]` (eV/Å) and
     `stress` `[6]` (eV/Å³, xx yy zz yz xz xy, tensile positive). The same structure gives the same numbers, bit for bit,
-    whatever was calculated before.
+    whatever was calculated before; on a GPU to round-off.
 
-    On the CPU in float32 the potential is frozen for the elements of the first structure, and again when new ones
-    come: linear layers are folded and radial functions become splines, which is many times faster and differs from the
+    In float32 the potential is frozen for the elements of the first structure, and again when new ones come: linear
+    layers are folded and radial functions become splines, which is many times faster on the CPU and differs from the
     model by about the round-off of float32 (`frozen.deviation` says by how much). `exact` keeps the model as it is. In
-    float64, on other devices, and for architectures that cannot be frozen the calculator is exact anyway.
+    float64, and for architectures that cannot be frozen (on a GPU all but NequIP and SevenNet), the calculator is exact
+    anyway.
 
     Args:
         model: path of a model file, name of a published potential (`equipes models list`), a `Potential` or a
@@ -60,7 +63,7 @@ class Calculator(AseCalculator):
 
     Raises:
         InputError: a file that is no model, an unknown dtype or device, a negative skin, a frozen potential that shall
-            be exact or run on another device, feature distances of a potential that has none; when calculating, an
+            be exact, feature distances of a potential that has none; when calculating, an
             element that the potential does not know, or a structure without sense (see `AtomGraph.from_atoms`).
         PropertyNotImplementedError: the stress of a structure whose cell has no volume.
 
@@ -95,17 +98,19 @@ class Calculator(AseCalculator):
             raise InputError(f"the skin must be a length of 0 Å or more, not {skin}")
         self.device = _device(device)
         self.potential: Potential | None = None
-        self.frozen: FrozenPotential | None = None
+        self.frozen: FrozenPotential | DevicePotential | None = None
+        natively = runs_natively(self.device)
         if not isinstance(model, Potential | FrozenPotential):
             model = locate(model)
             if is_frozen(model):
                 model = load_frozen(model, dtype=dtype)
         if isinstance(model, FrozenPotential):
-            if exact or self.device.type != "cpu" or species is not None or modal is not None:
+            if exact or species is not None or modal is not None:
                 raise InputError(
-                    "a frozen potential runs on the CPU as it was frozen; give the model that it was made from"
+                    "a frozen potential runs as it was frozen; give the model that it was made from"
                 )
-            self.frozen = model if dtype is None else model.with_dtype(_dtype(dtype))
+            model = model if dtype is None else model.with_dtype(_dtype(dtype))
+            self.frozen = model if natively else model.on(self.device)
         elif isinstance(model, Potential):
             self.potential = convert(model, dtype or str(model.dtype).removeprefix("torch.")).to(self.device)
             self.potential = adapted(self.potential, species=species, modal=modal)
@@ -116,10 +121,12 @@ class Calculator(AseCalculator):
         self._may_freeze = (
             self.potential is not None
             and not exact
-            and self.device.type == "cpu"
             and (freeze or self.potential.dtype == torch.float32)
-            and kernel_name() == "native"
-            and can_freeze(self.potential)
+            and (
+                _can_freeze_natively(self.potential)
+                if natively
+                else _can_freeze_on_device(self.potential, self.device)
+            )
         )
         self._tells_distance = feature_distance
         if feature_distance:
@@ -129,9 +136,11 @@ class Calculator(AseCalculator):
         reach = self.potential or self.frozen
         assert reach is not None
         self.skin = float(skin)
-        self._neighbors = SkinnedNeighbors(reach.cutoff, skin)
+        on_device = not natively and (self._may_freeze or self.frozen is not None)
+        self._neighbors = SkinnedNeighbors(reach.cutoff, skin, self.device if on_device else "cpu")
+        self._evaluator: DeviceEvaluator | None = None
 
-    def freeze_for(self, symbols: Iterable[str]) -> FrozenPotential | None:
+    def freeze_for(self, symbols: Iterable[str]) -> FrozenPotential | DevicePotential | None:
         """Freeze the potential for some elements ahead of time, beside those it is frozen for already.
 
         Returns:
@@ -144,7 +153,11 @@ class Calculator(AseCalculator):
         # An unknown element is told by who meets it in a structure.
         if wanted == known or not wanted <= set(self.potential.species):
             return self.frozen
-        frozen = self.potential.freeze(sorted(wanted))
+        frozen = (
+            self.potential.freeze(sorted(wanted))
+            if runs_natively(self.device)
+            else freeze_on_device(self.potential, self.device, sorted(wanted))
+        )
         tolerable = TOLERABLE if frozen.dtype == torch.float32 else TOLERABLE_FLOAT64
         if not frozen.deviation["forces"] <= tolerable * frozen.deviation["largest_force"]:
             warnings.warn(
@@ -236,10 +249,25 @@ class Calculator(AseCalculator):
 
     def _calculate_frozen(self, structure: ase.Atoms, *, stress: bool) -> None:
         assert self.frozen is not None
+        if isinstance(self.frozen, DevicePotential):
+            if self._evaluator is None or self._evaluator.potential is not self.frozen:
+                self._evaluator = DeviceEvaluator(self.frozen, self._neighbors)
+            energies, forces, virial = self._evaluator(structure)
+        else:
+            energies, forces, virial = self._evaluate_natively(self.frozen, structure)
+        energy = float(energies.sum())
+        self.results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
+        if stress:
+            volume = abs(np.linalg.det(structure.cell.array))
+            self.results["stress"] = full_3x3_to_voigt_6_stress(-virial / volume)
+
+    def _evaluate_natively(
+        self, frozen: FrozenPotential, structure: ase.Atoms
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         neighbors = self._neighbors.list_of(structure)
         if self._types is None or self._types[0] is not neighbors:
-            self._types = (neighbors, self.frozen.types(neighbors.numbers))
-        energies, forces, virial = self.frozen.evaluate(
+            self._types = (neighbors, frozen.types(neighbors.numbers))
+        energies, forces, virial = frozen.evaluate(
             Neighbours(
                 types=self._types[1],
                 positions=structure.positions,
@@ -250,11 +278,7 @@ class Calculator(AseCalculator):
             )
         )
         assert forces is not None and virial is not None
-        energy = float(energies.sum())
-        self.results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
-        if stress:
-            volume = abs(np.linalg.det(structure.cell.array))
-            self.results["stress"] = full_3x3_to_voigt_6_stress(-virial[0] / volume)
+        return energies, forces, virial[0]
 
     def _calculate_exactly(self, structure: ase.Atoms, *, stress: bool) -> None:
         assert self.potential is not None
@@ -277,6 +301,20 @@ class Calculator(AseCalculator):
         model = self.potential or self.frozen
         assert model is not None
         return {"architecture": model.architecture, "species": list(model.species)}
+
+
+def runs_natively(device: torch.device) -> bool:
+    """Whether frozen potentials run on native code there, and not on the kernels for GPUs."""
+    return device.type == "cpu"
+
+
+def _can_freeze_natively(potential: Potential) -> bool:
+    return kernel_name() == "native" and can_freeze(potential)
+
+
+def _can_freeze_on_device(potential: Potential, device: torch.device) -> bool:
+    # The reference kernel writes down the weights of all edges; the model itself is no worse then.
+    return kernel_name(device.type) != "reference" and supports_device(potential)
 
 
 def _dtype(name: str) -> torch.dtype:

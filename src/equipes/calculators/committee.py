@@ -16,6 +16,7 @@ from equipes.calculators.ase import Calculator
 from equipes.errors import InputError
 from equipes.models import FrozenPotential, Potential
 from equipes.models.committee import deviation_of_energies, deviation_of_forces
+from equipes.models.device_frozen import DevicePotential
 
 
 class Committee(AseCalculator):
@@ -91,7 +92,7 @@ class Committee(AseCalculator):
             if member._neighbors.cutoff == first.cutoff:
                 member._neighbors = first
 
-    def freeze_for(self, symbols: Iterable[str]) -> list[FrozenPotential | None]:
+    def freeze_for(self, symbols: Iterable[str]) -> list[FrozenPotential | DevicePotential | None]:
         """Freeze every member for some elements ahead of time; see `equipes.Calculator.freeze_for`."""
         wanted = set(symbols)
         return [member.freeze_for(wanted) for member in self.members]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import ase
 import numpy as np
 import torch
@@ -13,14 +15,17 @@ from equipes.graph import AtomGraph
 class SkinnedNeighbors:
     """Graphs of one structure as it moves, from a neighbour list collected up to `cutoff + skin` (Verlet, 1967).
 
+    With a `device` the lists are collected for it and stay there; the graphs are on the CPU.
+
     The list is used again as long as no pair that it lacks can have come closer than the cutoff, and the graph handed
     out holds exactly the edges shorter than the cutoff, in the order that a fresh list has. So a result never depends
     on which structures came before: a simulation continued from a file repeats the uninterrupted one bit for bit.
     """
 
-    def __init__(self, cutoff: float, skin: float) -> None:
+    def __init__(self, cutoff: float, skin: float, device: torch.device | str = "cpu") -> None:
         self.cutoff = cutoff
         self.skin = skin
+        self.device = device
         self.builds = 0
         self._list: NeighborList | None = None
 
@@ -32,7 +37,9 @@ class SkinnedNeighbors:
         """A list with at least all edges shorter than the cutoff, for who leaves out the others himself."""
         if self._list is None or not self._covers(atoms, self._list):
             self._list = None  # stays so when the structure is refused
-            self._list = NeighborList(atoms, AtomGraph.from_atoms(atoms, self.cutoff + self.skin))
+            self._list = NeighborList(
+                atoms, AtomGraph.from_atoms(atoms, self.cutoff + self.skin, self.device)
+            )
             self.builds += 1
         return self._list
 
@@ -73,10 +80,10 @@ class SkinnedNeighbors:
         tensor = torch.from_numpy
         return AtomGraph(
             positions=tensor(x),
-            numbers=known.graph.numbers,
+            numbers=known.graph.numbers.cpu(),
             cell=tensor(cell).unsqueeze(0),
-            pbc=known.graph.pbc,
-            structure=known.graph.structure,
+            pbc=known.graph.pbc.cpu(),
+            structure=known.graph.structure.cpu(),
             receiver=tensor(known.receiver.take(kept)),
             sender=tensor(known.sender.take(kept)),
             shift=tensor(known.shift.take(kept, axis=0)),
@@ -87,13 +94,33 @@ class SkinnedNeighbors:
 
 
 class NeighborList:
-    """A list of neighbours and the structure that it was collected for, as NumPy arrays (see `AtomGraph`)."""
+    """A list of neighbours and the structure that it was collected for, as NumPy arrays if asked (see `AtomGraph`)."""
 
     def __init__(self, atoms: ase.Atoms, graph: AtomGraph) -> None:
         self.graph = graph
         self.numbers, self.pbc = atoms.numbers.copy(), atoms.pbc.copy()
         self.positions, self.cell = atoms.positions.copy(), atoms.cell.array.copy()
-        self.receiver, self.sender = graph.receiver.numpy(), graph.sender.numpy()
-        self.shift = graph.shift.numpy()
-        self.crosses_boundaries = bool(self.shift.any())
-        self.row_pointer, self.sender_order = graph.row_pointer.numpy(), graph.sender_order.numpy()
+
+    @cached_property
+    def receiver(self) -> np.ndarray:
+        return self.graph.receiver.cpu().numpy()
+
+    @cached_property
+    def sender(self) -> np.ndarray:
+        return self.graph.sender.cpu().numpy()
+
+    @cached_property
+    def shift(self) -> np.ndarray:
+        return self.graph.shift.cpu().numpy()
+
+    @cached_property
+    def crosses_boundaries(self) -> bool:
+        return bool(self.shift.any())
+
+    @cached_property
+    def row_pointer(self) -> np.ndarray:
+        return self.graph.row_pointer.cpu().numpy()
+
+    @cached_property
+    def sender_order(self) -> np.ndarray:
+        return self.graph.sender_order.cpu().numpy()

@@ -230,7 +230,9 @@ def predict(
         for frame, prediction in zip(frames, predictions, strict=True)
     ]
     write_frames(labelled, target, overwrite=overwrite)
-    _say(f"{len(labelled)} structures with energy, forces and stress: {target}", None)
+    with_stress = sum(frame.stress is not None for frame in labelled)
+    stress = {0: "no stress", len(labelled): "stress"}.get(with_stress, f"stress (of {with_stress})")
+    _say(f"{len(labelled)} structures with energy, forces and {stress}: {target}", None)
 
 
 def parse_batch_size(text: str | None) -> int | Literal["auto"] | None:

@@ -222,6 +222,17 @@ def _keeping(store: Store, *, resume: bool) -> Iterator[Store]:
         raise
 
 
+def _repeated(atoms: ase.Atoms, supercell: tuple[int, int, int], structure: object) -> ase.Atoms:
+    """The supercell, only along directions that are periodic."""
+    if min(supercell) < 1 or any(n > 1 and not p for n, p in zip(supercell, atoms.pbc, strict=True)):
+        periodic = "".join("FT"[int(p)] for p in atoms.pbc)
+        raise InputError(
+            f"--supercell {' '.join(map(str, supercell))}: whole numbers of at least 1, and more than 1 only where "
+            f"{structure} is periodic ({periodic})"
+        )
+    return atoms.repeat(supercell)
+
+
 def md(
     model: ModelPath,
     structure: StructurePath,
@@ -240,6 +251,9 @@ def md(
     thermostat: Annotated[ThermostatName, typer.Option(help="Of nvt.")] = ThermostatName.bussi,
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
     interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10,
+    supercell: Annotated[
+        tuple[int, int, int], typer.Option("--supercell", metavar="A B C", help="Repeat the cell so often.")
+    ] = (1, 1, 1),
     keep_velocities: Annotated[
         bool, typer.Option("--keep-velocities", help="Start with the velocities of the structure.")
     ] = False,
@@ -290,6 +304,7 @@ def md(
 
     check_json_path(json, overwrite=overwrite)
     atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
+    atoms = _repeated(atoms, supercell, structure)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,

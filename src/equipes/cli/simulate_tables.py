@@ -11,7 +11,7 @@ def relax_lines(summary: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "converged", f"{'yes' if summary['converged'] else 'no'}, after {summary['steps']} steps"
     before, after = summary["energy_before_ev"], summary["energy_ev"]
     change = 1000 * (after - before) / summary["n_atoms"]
-    yield "energy", f"{after:.6f} eV ({change:+.3f} meV/atom)"
+    yield "energy", f"{after:.6f} eV (changed by {change:+.3f} meV/atom)"
     yield "largest force", f"{summary['max_force_ev_per_ang']:.4g} eV/Å"
     if summary["cell_relaxed"]:
         yield "stress off by", f"{summary['max_stress_deviation_gpa']:.3g} GPa, at most"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
 
 from equipes.data.consistency import consistency_findings
 from equipes.data.duplicates import duplicate_findings
@@ -17,6 +19,10 @@ from equipes.graph import AtomGraph
 
 TOO_CLOSE = 0.5
 """Å; no two atoms of a molecule or crystal come this near (H2 is 0.74 Å long)."""
+
+# Of frames with a cell and without periodicity so many are looked at for bonds, up to so many sums of covalent radii.
+_LOOKED_AT = 100
+_BOND = 1.25
 
 # Net force over rms force times sqrt(atoms): 1e-6 and less where a code removes it or has none.
 _NET_FORCE = 1e-3
@@ -36,9 +42,9 @@ def check_frames(splits: Mapping[str, Sequence[Frame]]) -> list[Finding]:
 
     Errors: no labels, labels or positions that are not finite, atoms closer than 0.5 Å (periodic images included) or a
     structure of which no graph can be made, geometries shared by two splits, elements that `train` does not have.
-    Warnings: labels on a part of the frames only, energies taken from `free_energy`, net forces, geometries repeated
-    within a split, energies far from the composition fit, and forces or stress of a suspicious unit or sign
-    (`equipes.data.consistency`).
+    Warnings: frames with a cell that are not periodic though bonds cross its faces, labels on a part of the frames
+    only, energies taken from `free_energy`, net forces, geometries repeated within a split, energies far from the
+    composition fit, and forces or stress of a suspicious unit or sign (`equipes.data.consistency`).
 
     Args:
         splits: frames by the name of their split, such as `train`, `val`, `test`.
@@ -49,6 +55,7 @@ def check_frames(splits: Mapping[str, Sequence[Frame]]) -> list[Finding]:
         *_not_finite(frames),
         *_geometry(frames),
         *duplicate_findings(splits),
+        *_not_periodic(frames),
         *_new_elements(splits),
         *_partly_labelled(frames),
         *_fallbacks(frames),
@@ -135,6 +142,37 @@ def _geometry(frames: Sequence[Frame]) -> list[Finding]:
             )
         )
     return findings
+
+
+def _not_periodic(frames: Sequence[Frame]) -> list[Finding]:
+    """Crystals or liquids that a file declares to be molecules: the cell is there, `pbc` is not."""
+    bad = []
+    declared = [frame for frame in frames if not frame.atoms.pbc.any() and frame.atoms.cell.rank == 3]
+    for frame in declared[:: max(1, len(declared) // _LOOKED_AT)]:
+        if not np.isfinite(frame.atoms.positions).all() or not np.isfinite(frame.atoms.cell.array).all():
+            continue
+        radii = covalent_radii[frame.atoms.numbers]
+        atoms = Atoms(frame.atoms.numbers, frame.atoms.positions, cell=frame.atoms.cell, pbc=True)
+        try:
+            graph = AtomGraph.from_atoms(atoms, _BOND * 2 * float(radii.max()))
+        except InputError:
+            continue
+        across = graph.shift.numpy()  # [E, 3]
+        sender, receiver = graph.sender.numpy(), graph.receiver.numpy()
+        bonds = graph.edge_vectors().norm(dim=1).numpy() < _BOND * (radii[sender] + radii[receiver])
+        if (np.abs(across[bonds]) > 0).any(axis=0).all():
+            bad.append(frame)
+    if not bad:
+        return []
+    return [
+        Finding(
+            "warning",
+            "not-periodic",
+            f"{some_frames(bad)}: a cell, but not periodic (pbc FFF), though atoms would be bonded through all of its "
+            "faces; set pbc to T T T if these are crystals or liquids",
+            labels(bad),
+        )
+    ]
 
 
 def _new_elements(splits: Mapping[str, Sequence[Frame]]) -> list[Finding]:

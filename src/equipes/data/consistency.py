@@ -5,7 +5,8 @@ Between two similar structures with the same atoms, along a straight line in fra
     dE = - sum_i F_i . (ds_i C) + V stress : (C^-1 dC)
 
 whose integral by the trapezoid rule is exact up to third order in the change. The ratio of energy change and work is 1
-for labels that belong together, whatever the material; -1, or a conversion factor, tells what is wrong.
+for labels that belong together, whatever the material; -1, or a conversion factor, tells what is wrong. Molecules are
+turned onto each other first (W. Kabsch, Acta Cryst. A 32, 922 (1976)).
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ _NO_STRAIN = 1e-8
 _SOME_STRAIN = 1e-4
 _NEIGHBOURS = 4
 _MAX_PAIRS = 5_000
+# Of molecules, whose frames may be shuffled, the nearest are looked for among so many frames and interatomic distances.
+_SEARCHED = 1_000
+_MAX_DISTANCES = 2_000
 _MIN_PAIRS = 6
 _AROUND = 0.3
-_AGREEING = 0.6
+_AGREEING = 0.5
 _RIGHT = (0.5, 2.0)
 _MATCH = 0.2
 
@@ -83,17 +87,17 @@ def work_ratios(frames: Sequence[Frame]) -> tuple[WorkRatio | None, WorkRatio | 
 
     None where no two structures are similar enough.
     """
-    of_forces: list[tuple[float, float]] = []
-    of_stress: list[tuple[float, float]] = []
+    of_forces: list[tuple[float, float, float]] = []
+    of_stress: list[tuple[float, float, float]] = []
     for first, second in _similar_pairs(frames):
         change = second.energy - first.energy  # type: ignore[operator]  # only frames with energies are paired
         step = _Step.between(first, second)
         if step is None:
             continue
         if step.strain < _NO_STRAIN:
-            of_forces.append((step.work_of_forces, change))
+            of_forces.append((step.work_of_forces, change, step.displacement))
         elif step.strain > _SOME_STRAIN and step.work_of_stress is not None:
-            of_stress.append((step.work_of_stress, change - step.work_of_forces))
+            of_stress.append((step.work_of_stress, change - step.work_of_forces, 0.0))
     return _ratio(of_forces), _ratio(of_stress)
 
 
@@ -186,13 +190,47 @@ def _similar_pairs(frames: Sequence[Frame]) -> Iterator[tuple[Frame, Frame]]:
             for step in range(1, _NEIGHBOURS + 1)
             for i in range(len(members) - step)
         }
+        if not members[0].atoms.pbc.any():
+            near |= _alike(members)
         pairs += [(members[i], members[j]) for i, j in sorted(near)]
     # Of very many pairs an even choice is enough.
     yield from pairs[:: max(1, len(pairs) // _MAX_PAIRS)]
 
 
+def _alike(members: Sequence[Frame]) -> set[tuple[int, int]]:
+    """Pairs of molecules with nearly equal distances between their atoms, wherever they stand in the file."""
+    n_atoms = len(members[0].atoms)
+    chosen = np.arange(len(members))[:: max(1, -(-len(members) // _SEARCHED))]
+    first, second = np.triu_indices(n_atoms, k=1)
+    if len(first) == 0 or len(first) > _MAX_DISTANCES or len(chosen) < 2:
+        return set()
+    positions = np.stack([members[i].atoms.positions for i in chosen])
+    distances = np.linalg.norm(positions[:, first] - positions[:, second], axis=2)
+    distances -= distances.mean(axis=0)
+    sizes = (distances**2).sum(axis=1)
+    apart = sizes[:, None] + sizes - 2 * distances @ distances.T
+    np.fill_diagonal(apart, np.inf)
+    nearest = np.argsort(apart, axis=1)[:, :_NEIGHBOURS]
+    return {
+        (int(min(chosen[i], chosen[j])), int(max(chosen[i], chosen[j])))
+        for i, row in enumerate(nearest)
+        for j in row
+    }
+
+
+def _turned(second: Frame, first: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (around their mean) and forces of the second molecule, turned onto the first."""
+    there = second.atoms.positions - second.atoms.positions.mean(axis=0)
+    here = first.atoms.positions - first.atoms.positions.mean(axis=0)
+    left, _, right = np.linalg.svd(there.T @ here)
+    left[:, -1] *= np.sign(np.linalg.det(left @ right))
+    rotation = left @ right
+    return there @ rotation, second.forces @ rotation
+
+
 @dataclass(frozen=True)
 class _Step:
+    displacement: float
     strain: float
     work_of_forces: float
     work_of_stress: float | None
@@ -212,13 +250,17 @@ class _Step:
         strain = float(np.abs(gradients[0]).max())
         if strain > _MAX_STRAIN:
             return None
-        change = second.atoms.positions @ inverses[1] - atoms.positions @ inverses[0]
+        positions, last = second.atoms.positions, second.forces
+        if not atoms.pbc.any():
+            positions, last = _turned(second, first)
+        change = positions @ inverses[1] - atoms.positions @ inverses[0]
         change -= np.round(change) * atoms.pbc
         change -= change.mean(axis=0)
         steps = [change @ cell for cell in cells]
-        if np.abs(steps[0]).max() > _MAX_DISPLACEMENT:
+        displacement = float(np.abs(steps[0]).max())
+        if displacement > _MAX_DISPLACEMENT:
             return None
-        forces = [np.vdot(frame.forces, step) for frame, step in zip((first, second), steps, strict=True)]
+        forces = [np.vdot(end, step) for end, step in zip((first.forces, last), steps, strict=True)]
         work_of_stress = None
         if first.stress is not None and second.stress is not None:
             ends = zip((first, second), cells, gradients, strict=True)
@@ -228,15 +270,21 @@ class _Step:
                     for frame, cell, gradient in ends
                 )
             )
-        return cls(strain, -0.5 * float(sum(forces)), work_of_stress)
+        return cls(displacement, strain, -0.5 * float(sum(forces)), work_of_stress)
 
 
-def _ratio(pairs: Sequence[tuple[float, float]]) -> WorkRatio | None:
-    """The ratio that minimises the sum of |change - ratio * work|: the median weighted by |work|."""
-    work, change = np.array(pairs).reshape(-1, 2).T
-    change, work = change[work != 0], work[work != 0]
+def _ratio(pairs: Sequence[tuple[float, float, float]]) -> WorkRatio | None:
+    """The ratio that minimises the sum of |change - ratio * work|: the median weighted by |work|.
+
+    Of the (work, change, size of the step) the nearer half counts: the error of the trapezoid rule is of third order in
+    the size. Steps of the same size count all.
+    """
+    work, change, size = np.array(pairs).reshape(-1, 3).T
+    change, work, size = (values[work != 0] for values in (change, work, size))
     if len(work) == 0:
         return None
+    near = size <= np.sort(size)[min(len(size), max(2 * _MIN_PAIRS, -(-len(size) // 2))) - 1]
+    change, work = change[near], work[near]
     order = np.argsort(change / work)
     ratios, weights = (change / work)[order], np.abs(work)[order]
     total = np.cumsum(weights)

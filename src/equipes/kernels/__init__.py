@@ -1,6 +1,7 @@
 """Equivariant message passing behind one function, whatever computes it.
 
-`EQUIPES_KERNEL` chooses: `native` (compiled; the default where it was built) or `reference` (plain torch).
+`EQUIPES_KERNEL` chooses: `native` (compiled C++; the default on the CPU where it was built), `triton` (the default on
+a GPU where Triton is installed; on the CPU its interpreter, for tests) or `reference` (plain torch).
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
-from equipes.kernels import native, reference
+from equipes.kernels import native, reference, triton
 from equipes.kernels.form import MessagePassingForm
 from equipes.kernels.native import operation
 
 __all__ = ["KERNELS", "Call", "MessagePassingForm", "kernel_name", "message_passing", "recorded"]
 
-# The best one first.
+# Those of the CPU, the best one first.
 KERNELS = {"native": operation.message_passing} if native.usable_instruction_sets() else {}
 KERNELS["reference"] = reference.message_passing
 
@@ -51,21 +52,33 @@ def recorded() -> Iterator[list[Call]]:
         _record.reset(token)
 
 
-def kernel_name() -> str:
-    """The kernel that runs: `EQUIPES_KERNEL`, or the best one that this build has.
+def kernel_name(device: str = "cpu") -> str:
+    """The kernel that runs: `EQUIPES_KERNEL`, or the best one that there is for tensors on a device.
+
+    Args:
+        device: its type, `cpu` or `cuda`.
 
     Raises:
-        InputError: the variable names a kernel that is unknown or was not built.
+        InputError: the variable names a kernel that is unknown, was not built or is not installed.
     """
-    name = os.environ.get("EQUIPES_KERNEL") or next(iter(KERNELS))
-    if name not in KERNELS:
-        built = ", ".join(KERNELS)
+    name = os.environ.get("EQUIPES_KERNEL")
+    if not name:
+        if device == "cpu":
+            return next(iter(KERNELS))
+        return "triton" if device == "cuda" and triton.installed() else "reference"
+    here = [*KERNELS, "triton"] if triton.installed() else list(KERNELS)
+    if name not in here:
         if name == "native":
             raise InputError(
                 "EQUIPES_KERNEL=native: this build has no native kernel; install equipes where there is a compiler, "
-                f"or set it to one of: {built}"
+                f"or set it to one of: {', '.join(here)}"
             )
-        raise InputError(f"EQUIPES_KERNEL={name}: no such kernel; set it to one of: {built}")
+        if name == "triton":
+            raise InputError(
+                "EQUIPES_KERNEL=triton: Triton is not installed; get it with `pip install 'equipes[gpu]'` (Linux on "
+                f"x86-64), or set it to one of: {', '.join(here)}"
+            )
+        raise InputError(f"EQUIPES_KERNEL={name}: no such kernel; set it to one of: {', '.join(here)}")
     return name
 
 
@@ -87,7 +100,13 @@ def message_passing(
     Raises:
         InputError: `EQUIPES_KERNEL` names a kernel that is not there.
     """
-    messages = KERNELS[kernel_name()](form, x, harmonics, weights, graph)
+    name = kernel_name(x.device.type)
+    if name == "triton":
+        from equipes.kernels.triton import operation as on_triton
+
+        messages = on_triton.message_passing(form, x, harmonics, weights, graph)
+    else:
+        messages = KERNELS[name](form, x, harmonics, weights, graph)
     calls = _record.get()
     if calls is not None:
         calls.append(Call(form, x, harmonics, weights, messages))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,18 +60,33 @@ class MessagePassingForm:
         l_max: highest degree of the harmonics.
         wanted: irreps to produce.
         parity: p above; 1 calls all harmonics even, for models that know rotations but no reflections.
+        paths: the couplings themselves, in the order of the weights, in place of all that lead to `wanted`.
     """
 
-    def __init__(self, irreps_in: Irreps, l_max: int, wanted: Collection[Irrep], *, parity: int = -1) -> None:
+    def __init__(
+        self,
+        irreps_in: Irreps,
+        l_max: int,
+        wanted: Collection[Irrep] = (),
+        *,
+        parity: int = -1,
+        paths: Iterable[Path] | None = None,
+    ) -> None:
         self.irreps_in = irreps_in
         self.l_max = l_max
-        self.paths: tuple[Path, ...] = tuple(
-            Path(block, l2, out)
-            for block, (_, irrep) in enumerate(irreps_in)
-            for out in sorted(set(wanted))
-            for l2 in range(l_max + 1)
-            if out in irrep * Irrep(l2, parity**l2)
+        self.paths: tuple[Path, ...] = (
+            tuple(paths)
+            if paths is not None
+            else tuple(
+                Path(block, l2, out)
+                for block, (_, irrep) in enumerate(irreps_in)
+                for out in sorted(set(wanted))
+                for l2 in range(l_max + 1)
+                if out in irrep * Irrep(l2, parity**l2)
+            )
         )
+        if list(self.paths) != sorted(self.paths, key=lambda path: (path.block, path.out, path.l2)):
+            raise ValueError("paths must be sorted by input block, result and degree of the harmonics")
         self.irreps_out = Irreps((irreps_in[path.block][0], path.out) for path in self.paths).merged()
         self.n_weights = sum(irreps_in[path.block][0] for path in self.paths)
 

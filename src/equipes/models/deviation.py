@@ -12,6 +12,7 @@ from ase.data import atomic_numbers, covalent_radii
 from equipes.graph import AtomGraph
 
 if TYPE_CHECKING:
+    from equipes.models.device_frozen import DevicePotential
     from equipes.models.frozen import FrozenPotential
     from equipes.models.potential import Potential
 
@@ -68,7 +69,7 @@ def _scaled(
     return ase.Atoms(elements, positions=factor * positions, cell=factor * cell, pbc=True)
 
 
-def measure(frozen: FrozenPotential, exact: Potential) -> dict[str, float]:
+def measure(frozen: FrozenPotential | DevicePotential, exact: Potential) -> dict[str, float]:
     """Largest differences of energies per atom (eV), forces (eV/Å) and stress (eV/Å³) from the model in float64.
 
     And how large forces and stress are there.
@@ -80,9 +81,9 @@ def measure(frozen: FrozenPotential, exact: Potential) -> dict[str, float]:
     assert expected.forces is not None and expected.stress is not None
     counts = graph.atoms_per_structure
     return {
-        "energy": float(((found.energy - expected.energy).abs() / counts).max()),
-        "forces": float((found.forces - expected.forces).abs().max()),
-        "stress": float((found.stress - expected.stress).abs().max()),
+        "energy": float(((found.energy.cpu() - expected.energy).abs() / counts).max()),
+        "forces": float((found.forces.cpu() - expected.forces).abs().max()),
+        "stress": float((found.stress.cpu() - expected.stress).abs().max()),
         "largest_force": float(expected.forces.abs().max()),
         "largest_stress": float(expected.stress.abs().max()),
     }

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
 from equipes.errors import InputError
@@ -17,6 +16,7 @@ from equipes.kernels.native.frozen import FrozenEngine, Neighbours
 from equipes.models import ani_blueprint, mace_blueprint, physnet_blueprint, schnet_blueprint
 from equipes.models.ani import ANI
 from equipes.models.blueprint import EVEN, Blueprint, Layer, blueprint, can_describe
+from equipes.models.description import Description, SpeciesTable
 from equipes.models.mace import MACE
 from equipes.models.physnet import PhysNet
 from equipes.models.potential import UNITS, Potential, Prediction
@@ -25,6 +25,8 @@ from equipes.models.splines import choose_knots, polynomials
 
 if TYPE_CHECKING:
     import os
+
+    from equipes.models.device_frozen import DevicePotential
 
 # Errors of the splines relative to the largest values, by number type: below its round-off in energies and forces.
 TOLERANCES = {torch.float32: 3e-8, torch.float64: 1e-9}
@@ -79,9 +81,31 @@ class FrozenPotential:
         if len(self.species) != len(arrays["scales"]):
             raise ValueError("the number of species is not that of their energies")
         self._engine = FrozenEngine(structure, arrays, dtype)
-        self._type_of_number = np.full(len(chemical_symbols), -1, dtype=np.int64)
-        for index, symbol in enumerate(self.species):
-            self._type_of_number[atomic_numbers[symbol]] = index
+        self._table = SpeciesTable(self.species)
+
+    @property
+    def description(self) -> Description:
+        """What it was made from."""
+        return Description(
+            self.architecture,
+            self.species,
+            self.cutoff,
+            self.dtype,
+            self.structure,
+            self.arrays,
+            self.deviation,
+            self.provenance,
+        )
+
+    def on(self, device: torch.device | str) -> DevicePotential:
+        """The same on a GPU: its tensors there, computed with kernels for it.
+
+        Raises:
+            InputError: an architecture that runs frozen on the CPU only.
+        """
+        from equipes.models.device_frozen import DevicePotential
+
+        return DevicePotential(self.description, device)
 
     def with_dtype(self, dtype: torch.dtype) -> FrozenPotential:
         """The same with a network of another number type."""
@@ -137,7 +161,7 @@ class FrozenPotential:
             energy=torch.from_numpy(energy),
             energies=torch.from_numpy(energies),
             forces=torch.from_numpy(all_forces) if forces else None,
-            stress=_stress(graph.cell, torch.from_numpy(virial)) if stress else None,
+            stress=stress_of(graph.cell, torch.from_numpy(virial)) if stress else None,
             virial=torch.from_numpy(virial) if stress else None,
         )
 
@@ -153,14 +177,7 @@ class FrozenPotential:
         Raises:
             InputError: an element that the potential does not know.
         """
-        types = self._type_of_number[numbers]
-        if (types < 0).any():
-            unknown = ", ".join(sorted({chemical_symbols[z] for z in numbers[types < 0]}))
-            raise InputError(
-                f"the frozen potential does not know {unknown}; it was frozen for {', '.join(self.species)}. "
-                "Freeze the model for all elements of the structure, or use the model itself"
-            )
-        return types
+        return self._table.types(numbers)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write it to one `*.safetensors` file, which `equipes.load` reads.
@@ -205,7 +222,6 @@ def freeze(
 ) -> FrozenPotential:
     """Make a frozen potential; see `Potential.freeze`."""
     from equipes.models.deviation import measure
-    from equipes.models.files import convert
 
     if native.module() is None:
         raise InputError(
@@ -216,6 +232,31 @@ def freeze(
         raise InputError(
             f"a {potential.architecture} model like this cannot be frozen; use the exact model (exact=True or --exact)"
         )
+    description, exact = describe_potential(potential, species, tolerance)
+    frozen = FrozenPotential(
+        description.architecture,
+        description.species,
+        description.cutoff,
+        description.dtype,
+        description.structure,
+        description.arrays,
+        {},
+        description.provenance,
+    )
+    frozen.deviation = measure(frozen, exact)
+    return frozen
+
+
+def describe_potential(
+    potential: Potential, species: Sequence[str] | None, tolerance: float | None
+) -> tuple[Description, Potential]:
+    """The description of a potential for some species, and the exact model in float64 on the CPU to measure it by.
+
+    Raises:
+        InputError: an element that the potential does not know.
+    """
+    from equipes.models.files import convert
+
     wanted = (
         list(potential.species) if species is None else [s for s in potential.species if s in set(species)]
     )
@@ -234,18 +275,16 @@ def freeze(
         structure, arrays = mace_blueprint.describe(exact.model, types, tolerance)
     else:
         structure, arrays = describe(blueprint(exact.model, types), tolerance)
-    frozen = FrozenPotential(
+    return Description(
         potential.architecture,
-        wanted,
+        tuple(wanted),
         potential.cutoff,
         potential.dtype,
         structure,
         arrays,
         {},
-        potential.provenance,
-    )
-    frozen.deviation = measure(frozen, exact)
-    return frozen
+        dict(potential.provenance),
+    ), exact
 
 
 def describe(plan: Blueprint, tolerance: float) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -325,6 +364,7 @@ def _first_layer(plan: Blueprint, layer: Layer, splines: Tensor) -> tuple[Tensor
     return torch.cat([parts[l] for l in sorted(parts)], dim=3), reached
 
 
-def _stress(cell: Tensor, virial: Tensor) -> Tensor:
+def stress_of(cell: Tensor, virial: Tensor) -> Tensor:
+    """`[S, 3, 3]` eV/Å³ of the virials; NaN where the cell has no volume."""
     volumes = torch.linalg.det(cell).abs().view(-1, 1, 1)
     return torch.where(volumes > 0, -virial / torch.where(volumes > 0, volumes, 1.0), float("nan"))

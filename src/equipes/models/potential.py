@@ -236,7 +236,7 @@ class Potential(nn.Module):
         """
         self._check_cutoff(graph)
         with torch.inference_mode(False):
-            graph = _differentiable(graph)
+            graph = differentiable(graph)
             return self._types(graph), graph
 
     def _types(self, graph: AtomGraph) -> Tensor:
@@ -303,7 +303,7 @@ class Potential(nn.Module):
         }
 
 
-def _differentiable(graph: AtomGraph) -> AtomGraph:
+def differentiable(graph: AtomGraph) -> AtomGraph:
     """The graph; a copy when its tensors were made in inference mode, which autograd cannot work with."""
     if not graph.positions.is_inference():
         return graph

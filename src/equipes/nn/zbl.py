@@ -14,7 +14,7 @@ from equipes.nn.radial import polynomial_cutoff
 COULOMB = 14.399645  # e²/(4πε0), eV Å
 _LENGTH = 0.46850  # Å
 _ROUNDED_COULOMB, _BOHR = 14.3996, 0.529  # as MACE has them
-_SCREENING = ((0.02817, 0.20162), (0.28022, 0.40290), (0.50986, 0.94229), (0.18175, 3.19980))
+SCREENING = ((0.02817, 0.20162), (0.28022, 0.40290), (0.50986, 0.94229), (0.18175, 3.19980))
 
 
 class ZBL(nn.Module):
@@ -45,7 +45,7 @@ class ZBL(nn.Module):
         """
         receiver, sender = types[graph.receiver], types[graph.sender]
         s = lengths * self.inverse_length[receiver, sender]
-        screening = sum((c * torch.exp(-k * s) for c, k in _SCREENING), start=torch.zeros_like(s))
+        screening = sum((c * torch.exp(-k * s) for c, k in SCREENING), start=torch.zeros_like(s))
         energies = (
             self.charge_product[receiver, sender] / lengths * screening * polynomial_cutoff(reduced, self.p)
         )

@@ -12,6 +12,7 @@ from equipes.simulate.conductivity import (
     conductivity,
     conductivity_from_forces,
 )
+from equipes.simulate.device_dynamics import DeviceDynamics
 from equipes.simulate.diffusion import (
     ArrheniusResult,
     DiffusionOptions,
@@ -45,6 +46,7 @@ __all__ = [
     "Check",
     "ConductivityOptions",
     "ConductivityResult",
+    "DeviceDynamics",
     "DiffusionOptions",
     "DiffusionResult",
     "DiffusionRunOptions",

@@ -14,6 +14,7 @@ from equipes.calculators.ase import Calculator
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.models import Potential
+from equipes.models.device_frozen import DevicePotential
 from equipes.simulate.errors import SimulationError
 from equipes.simulate.processes import processes_for, spread
 from equipes.simulate.results import Progress, silent
@@ -92,7 +93,7 @@ def _check_result(result: Evaluation, what: str) -> None:
 
 def _batches(structures: Sequence[ase.Atoms], calculator: BaseCalculator) -> Iterator[list[ase.Atoms]]:
     """Always the same ones for the same structures, so that a resumed run has the same round-off."""
-    together = _exact_potential(structures, calculator) is not None
+    together = _batching_potential(structures, calculator) is not None
     batch: list[ase.Atoms] = []
     for atoms in structures:
         if batch and not (together and sum(map(len, batch)) + len(atoms) <= _ATOMS_IN_BATCH):
@@ -103,19 +104,25 @@ def _batches(structures: Sequence[ase.Atoms], calculator: BaseCalculator) -> Ite
         yield batch
 
 
-def _exact_potential(structures: Sequence[ase.Atoms], calculator: BaseCalculator) -> Potential | None:
-    """The potential that takes batches; None where the calculator is another's or has frozen its own."""
+def _batching_potential(
+    structures: Sequence[ase.Atoms], calculator: BaseCalculator
+) -> Potential | DevicePotential | None:
+    """The potential that takes batches; None where the calculator is another's or has frozen its own for the CPU."""
     if not isinstance(calculator, Calculator):
         return None
     symbols = {symbol for atoms in structures for symbol in atoms.symbols}
-    return None if calculator.freeze_for(symbols) is not None else calculator.potential
+    frozen = calculator.freeze_for(symbols)
+    if frozen is None:
+        return calculator.potential
+    return frozen if isinstance(frozen, DevicePotential) else None
 
 
 def _evaluated(batch: Sequence[ase.Atoms], calculator: BaseCalculator) -> list[Evaluation]:
-    potential = _exact_potential(batch, calculator)
+    potential = _batching_potential(batch, calculator)
     if potential is not None:
         graph = AtomGraph.batch([AtomGraph.from_atoms(atoms, potential.cutoff) for atoms in batch])
         prediction = potential(graph.to(potential.device), forces=True, stress=False)
+        assert prediction.forces is not None
         energies = prediction.energy.cpu().numpy().astype(float).reshape(-1)
         ends = np.cumsum([len(atoms) for atoms in batch])[:-1]
         forces = np.split(prediction.forces.cpu().numpy().astype(float), ends)

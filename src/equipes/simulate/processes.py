@@ -20,6 +20,7 @@ from ase.calculators.calculator import BaseCalculator
 
 from equipes.calculators.ase import Calculator
 from equipes.errors import InputError
+from equipes.models import FrozenPotential
 from equipes.simulate.errors import SimulationError
 
 Item = TypeVar("Item")
@@ -49,7 +50,7 @@ def processes_for(calculator: BaseCalculator, atoms: int, items: int) -> int:
     not frozen (autograd and GPUs do not outlive a copy); and one where processes cannot be copied (Windows) or had
     better not be (macOS). If there will be several, the calculator forgets what it calculated last.
     """
-    if not isinstance(calculator, Calculator) or calculator.frozen is None:
+    if not isinstance(calculator, Calculator) or not isinstance(calculator.frozen, FrozenPotential):
         return 1
     if not sys.platform.startswith("linux") or multiprocessing.parent_process() is not None:
         return 1

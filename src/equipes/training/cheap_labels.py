@@ -43,11 +43,13 @@ from equipes.training.display import sampling_progress
 
 FRAMES = "frames.extxyz"
 
-_VERSION = (
-    1  # of the sampling, so that what an earlier version kept is not taken for what this one would make
-)
+# Of the sampling, so that what an earlier version kept is not taken for what this one would make.
+_VERSION = 2
 _STRUCTURES = 8  # at most, of those that the training frames offer
 _FRAMES_OF_WALK = 50
+# Steps of 1 fs from frame to frame. Frames farther apart differ more, but each costs as many labels that are thrown
+# away: where a label takes 10 ms, that is time which the network would rather train in.
+_INTERVAL = 5
 _CALLS_OF_RELAXATION = 30
 
 
@@ -182,7 +184,7 @@ def _parts(settings: PretrainingConfig, structures: Sequence[ase.Atoms]) -> list
         for walk, count in enumerate(walks):
             if count:
                 temperature = settings.temperatures[walk % len(settings.temperatures)]
-                options = DynamicsOptions(count=count, temperature=temperature)
+                options = DynamicsOptions(count=count, temperature=temperature, interval=_INTERVAL)
                 calls = options.settle + count * options.interval
                 parts.append(Part(f"walk {walk} of {number}", count, partial(_walk, atoms, options), calls))
     return parts

@@ -35,12 +35,14 @@ _CORRELATED = 0.8
 _NEAR = 0.08
 
 
-def suspicions(frames: Sequence[Frame], predictions: Sequence[FramePrediction]) -> list[str]:
+def suspicions(
+    frames: Sequence[Frame], predictions: Sequence[FramePrediction], *, offsets: bool = True
+) -> list[str]:
     """One sentence for each sign that labels and model differ by a convention rather than by the model's errors.
 
     Looks for forces, stresses and energies (those of one composition around their mean) that follow the predictions but
     for a known ratio between units or the sign, and for energies that differ by one constant for each composition.
-    Nothing is corrected.
+    Nothing is corrected. Without `offsets` such constants are not looked for: a training that was too short has them.
     """
     pairs = list(zip(frames, predictions, strict=True))
     forces = [(f.forces, p.forces) for f, p in pairs if f.forces is not None and p.forces is not None]
@@ -49,7 +51,7 @@ def suspicions(frames: Sequence[Frame], predictions: Sequence[FramePrediction]) 
         _energies([(f, p) for f, p in pairs if f.energy is not None]),
         _convention("forces", forces, _FORCE_RATIOS),
         _convention("stress", stress, _STRESS_RATIOS),
-        _offset([(f, p) for f, p in pairs if f.energy is not None]),
+        _offset([(f, p) for f, p in pairs if f.energy is not None]) if offsets else None,
     ]
     return [sentence for sentence in found if sentence is not None]
 

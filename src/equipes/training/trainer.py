@@ -34,6 +34,7 @@ from equipes.training.module import TrainingModule
 from equipes.training.pretraining import carry_on, pretrain, pretrained_model
 from equipes.training.records import SafeCheckpointIO, remove_leftovers
 from equipes.training.schedules import Clock
+from equipes.training.start import begin_at_mean_energies
 from equipes.training.state import Row
 from equipes.training.stream import BatchStream
 from equipes.training.supervisor import CHECKPOINT, MODEL, Supervisor
@@ -146,6 +147,12 @@ def train(
     potential = _build(prepared) if tuning is None else tuning.potential
     if pretrained is not None:
         carry_on(potential, pretrained_model(out))
+    elif (
+        tuning is None
+        and checkpoint is None
+        and prepared.references.residual_rms_mev_per_atom > 1e3 * prepared.scale
+    ):
+        begin_at_mean_energies(potential, prepared.train, prepared.scale)
     if _rank() == 0:
         dump_config(with_absolute_files(config), out / CONFIG, overwrite=True)
     console.print(_introduction(prepared, potential, tuning), highlight=False, soft_wrap=True)
@@ -350,8 +357,8 @@ def _finish(
     remember_training(result.model, prepared.splits.train, prepared.splits.val, module.device)
     potential = load(result.model)
     # Energies that contradict the forces show here, where no two frames are alike enough for the checks of the data.
-    val = prepared.splits.val
-    warnings = suspicions(val, predict_frames(potential, val, device=module.device))
+    val = [frame for frame in prepared.splits.val if frame.forces is not None]
+    warnings = suspicions(val, predict_frames(potential, val, device=module.device), offsets=False)
     test = None
     if prepared.splits.test:
         test = error_metrics(
