@@ -513,11 +513,11 @@ def test_energies_that_contradict_the_forces_are_said_at_the_end(tmp_path: Path)
             "data": {"train": str(tmp_path / "h2.xyz"), "n_val": 12, "checks": "off"},
             "model": {**TINY, "dtype": "float64"},
             "train": {
-                "max_steps": 40,
+                "max_steps": 120,
                 "batch_size": 7,
                 "learning_rate": 0.05,
                 "energy_weight": 0.01,
-                "validate_every": 40,
+                "validate_every": 120,
             },
         }
     )
