@@ -3,12 +3,14 @@
     python benchmarks/gpu_kernels.py                         on a GPU: check and time every kernel
     python benchmarks/gpu_kernels.py --device cpu --quick    without one: check them through the interpreter
     python benchmarks/gpu_kernels.py --resources             without one: registers and spills, compiled for an H100
+    python benchmarks/gpu_kernels.py --kernels triton reference cuequivariance openequivariance     beside others'
 
 Each kernel of the message passing of typical models runs on silicon, and its results are compared with the reference
 kernel in float64. On a GPU it is then timed by CUDA events, and so is the reference kernel. What a kernel could not do
 without are its bytes (every row of an edge or atom read or written once) over the bandwidth of a copy, and the
 operations of its unrolled products over the rate of multiply-adds, both measured here; the larger is its limit, and
-`reached` is the limit over the time. Times are medians. Through the interpreter nothing is timed.
+`reached` is the limit over the time. Times are medians. Through the interpreter nothing is timed. `--kernels` says
+whose message passing with two derivatives, as training has them, is checked and timed as a whole.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import re
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import machine
@@ -28,7 +31,7 @@ from torch import Tensor
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
 from equipes.irreps import Irrep, Irreps
-from equipes.kernels import MessagePassingForm, reference
+from equipes.kernels import MessagePassingForm, peers, reference
 from equipes.kernels.splines import RadialSplines, reference_spline_message_passing
 from equipes.kernels.triton import launch, operation
 from equipes.kernels.triton import splines as on_triton
@@ -49,6 +52,7 @@ QUICK = {"quick": MessagePassingForm(Irreps("3x0e + 2x1o"), 1, NATURAL[:2])}
 CUTOFF = 4.5
 N_INTERVALS = 200
 KINDS = ("messages", "senders", "edges")
+WHOLE = "two derivatives"
 # How far results may be from those of the reference kernel in float64, relative to the largest.
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -264,11 +268,13 @@ def check_and_time(options: argparse.Namespace, dtype: torch.dtype) -> list[dict
     rows = []
     for name, form in (QUICK if options.quick else FORMS).items():
         # The reference kernel writes all messages down: it gets a small system.
-        small = graph_of(8 if options.quick else 512)
-        errors = check(name, Operands(form, small, options.device, dtype))
-        graph = graph_of(options.atoms) if on_gpu else small
+        small = Operands(form, graph_of(8 if options.quick else 512), options.device, dtype)
+        by_triton = "triton" in options.kernels
+        errors = check(name, small) if by_triton else {}
+        errors |= {label_of(kernel): check_whole(name, small, kernel) for kernel in options.kernels}
+        graph = graph_of(options.atoms) if on_gpu else small.graph
         operands = Operands(form, graph, options.device, dtype) if on_gpu else None
-        for label, variant in variants(dtype == torch.float64).items():
+        for label, variant in variants(dtype == torch.float64).items() if by_triton else ():
             transferred, operations = work(form, variant, graph)
             row = {"form": name, "kernel": label, "error": errors[label]}
             row |= {"MB": transferred / 1e6, "GFLOP": operations / 1e9}
@@ -277,38 +283,83 @@ def check_and_time(options: argparse.Namespace, dtype: torch.dtype) -> list[dict
                 least = max(transferred / reached["copy"], operations / reached[str(dtype)])
                 row |= {"ms": 1e3 * seconds, "limit, ms": 1e3 * least, "reached": least / seconds}
             rows.append(row)
-        if operands is not None:
-            rows += whole(name, operands)
+        times = whole(operands, options.kernels) if operands is not None else {}
+        for label in dict.fromkeys([*map(label_of, options.kernels), *times]):
+            row = {"form": name, "kernel": label, "error": errors.get(label)}
+            rows.append(row | ({"ms": times[label]} if label in times else {}))
     return rows
 
 
-def whole(name: str, operands: Operands) -> list[dict[str, Any]]:
-    """Message passing with its first and second derivatives, as a training step has them, by autograd on Triton and on
-    the reference kernel; and the reverse pass with splines."""
-    form, graph, values = operands.form, operands.graph, operands.values
+def versions_of(kernels: list[str]) -> list[str]:
+    packages = {"triton": ["triton"], "cuequivariance": ["cuequivariance", "cuequivariance-ops-torch-cu12"]}
+    return [
+        package for kernel in kernels for package in packages.get(kernel, [kernel]) if kernel != "reference"
+    ]
 
-    def step(compute: Callable[..., Tensor]) -> None:
-        given = [values[name].detach().requires_grad_() for name in "xyw"]
-        value = compute(form, *given, graph)
-        first = torch.autograd.grad(value, given, values["g"], create_graph=True)
-        torch.autograd.grad(sum((f**2).sum() for f in first), given)
+
+def label_of(kernel: str) -> str:
+    return WHOLE if kernel == "triton" else f"{WHOLE}, {kernel}"
+
+
+def message_passing_by(kernel: str) -> Callable[..., Tensor]:
+    """Of a form, its operands and a graph."""
+    if kernel in peers.PEERS:
+        return partial(peers.message_passing, kernel)
+    return {"triton": operation, "reference": reference}[kernel].message_passing
+
+
+def derivatives(
+    compute: Callable[..., Tensor], operands: Operands, values: dict[str, Tensor]
+) -> list[Tensor]:
+    """Messages with their first and second derivatives, as a training step has them."""
+    given = [values[name].detach().requires_grad_() for name in "xyw"]
+    value = compute(operands.form, *given, operands.graph)
+    first = torch.autograd.grad(value, given, values["g"], create_graph=True)
+    second = torch.autograd.grad(sum((f**2).sum() for f in first), given)
+    return [tensor.detach() for tensor in (value, *first, *second)]
+
+
+def check_whole(name: str, operands: Operands, kernel: str) -> float:
+    """How far messages and two derivatives are from those of the reference kernel in float64.
+
+    Raises:
+        InputError: too far; a peer that is not installed, or cannot compute the form.
+    """
+    if kernel in peers.PEERS and kernel not in peers.installed():
+        raise InputError(f"--kernels {kernel}: it is not installed; get it with {peers.PEERS[kernel][1]}")
+    found = derivatives(message_passing_by(kernel), operands, operands.values)
+    expected = derivatives(reference.message_passing, operands, operands.exact)
+    pairs = zip(found, expected, strict=True)
+    error = max(float((f.double() - e).abs().max() / e.abs().max()) for f, e in pairs)
+    if not error < 10 * TOLERANCES[operands.dtype]:  # squares of derivatives add up here
+        raise InputError(
+            f"{name}, {kernel}: messages or derivatives off by {error:.1e} from the reference kernel in float64; "
+            "do not use it on this machine, and report it"
+        )
+    return error
+
+
+def whole(operands: Operands, kernels: list[str]) -> dict[str, float | str]:
+    """Milliseconds of message passing with two derivatives by each kernel, and of the reverse pass with splines."""
+    form, graph, values = operands.form, operands.graph, operands.values
 
     def reverse() -> None:
         x, y, g = (values[name] for name in "xyg")
         on_triton.spline_reverse(form, x, y, operands.small_table, operands.small_places, graph, g)
 
     calls = {
-        "two derivatives": lambda: step(operation.message_passing),
-        "two derivatives, reference": lambda: step(reference.message_passing),
-        "reverse, splines": reverse,
+        label_of(kernel): partial(derivatives, message_passing_by(kernel), operands, values)
+        for kernel in kernels
     }
-    rows = []
+    if "triton" in kernels:
+        calls["reverse, splines"] = reverse
+    times: dict[str, float | str] = {}
     for label, call in calls.items():
         try:
-            rows.append({"form": name, "kernel": label, "ms": 1e3 * time_of(call)})
+            times[label] = 1e3 * time_of(call)
         except torch.cuda.OutOfMemoryError:
-            rows.append({"form": name, "kernel": f"{label}: out of memory"})
-    return rows
+            times[label] = "out of memory"
+    return times
 
 
 def main() -> None:
@@ -316,10 +367,17 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 .. or, with --quick, cpu")
     parser.add_argument("--atoms", type=int, default=4096, help="of silicon, for the times")
     parser.add_argument("--double", action="store_true", help="float64 in place of float32")
+    parser.add_argument(
+        "--kernels",
+        nargs="+",
+        choices=["triton", "reference", *peers.PEERS],
+        default=["triton", "reference"],
+        help="default: triton and reference",
+    )
     parser.add_argument("--resources", action="store_true", help="registers and spills; needs no GPU")
     options = parser.parse_args()
     tables.check_outputs(options)
-    facts = machine.conditions(("equipes", "torch", "triton"))
+    facts = machine.conditions(("equipes", "torch", *versions_of(options.kernels)))
     number = "float64" if options.double else "float32"
     if options.resources:
         rows, title = resources(options.double), f"Kernels compiled for an H100, {number}"

@@ -20,6 +20,7 @@ from equipes.errors import InputError
 from equipes.foundation import load, locate
 from equipes.kernels import kernel_name
 from equipes.kernels.native.frozen import Neighbours
+from equipes.kernels.peers import PEERS
 from equipes.models import DTYPES, FrozenPotential, Potential, adapted, convert, is_frozen, load_frozen
 from equipes.models.device_frozen import DevicePotential, freeze_on_device, supports_device
 from equipes.models.frozen import supports as can_freeze
@@ -313,8 +314,9 @@ def _can_freeze_natively(potential: Potential) -> bool:
 
 
 def _can_freeze_on_device(potential: Potential, device: torch.device) -> bool:
-    # The reference kernel writes down the weights of all edges; the model itself is no worse then.
-    return kernel_name(device.type) != "reference" and supports_device(potential)
+    # The reference kernel writes down the weights of all edges, those of peers want them: the model itself is no
+    # worse then.
+    return kernel_name(device.type) not in ("reference", *PEERS) and supports_device(potential)
 
 
 def _dtype(name: str) -> torch.dtype:

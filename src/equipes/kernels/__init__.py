@@ -1,7 +1,8 @@
 """Equivariant message passing behind one function, whatever computes it.
 
 `EQUIPES_KERNEL` chooses: `native` (compiled C++; the default on the CPU where it was built), `triton` (the default on
-a GPU where Triton is installed; on the CPU its interpreter, for tests) or `reference` (plain torch).
+a GPU where Triton is installed; on the CPU its interpreter, for tests), `reference` (plain torch), or the kernels of
+others where they are installed (`equipes.kernels.peers`): `cuequivariance`, `openequivariance`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from equipes.errors import InputError
 from equipes.graph import AtomGraph
-from equipes.kernels import native, reference, triton
+from equipes.kernels import native, peers, reference, triton
 from equipes.kernels.form import MessagePassingForm
 from equipes.kernels.native import operation
 
@@ -66,7 +67,7 @@ def kernel_name(device: str = "cpu") -> str:
         if device == "cpu":
             return next(iter(KERNELS))
         return "triton" if device == "cuda" and triton.installed() else "reference"
-    here = [*KERNELS, "triton"] if triton.installed() else list(KERNELS)
+    here = [*KERNELS, *(["triton"] if triton.installed() else []), *peers.installed()]
     if name not in here:
         if name == "native":
             raise InputError(
@@ -77,6 +78,11 @@ def kernel_name(device: str = "cpu") -> str:
             raise InputError(
                 "EQUIPES_KERNEL=triton: Triton is not installed; get it with `pip install 'equipes[gpu]'` (Linux on "
                 f"x86-64), or set it to one of: {', '.join(here)}"
+            )
+        if name in peers.PEERS:
+            raise InputError(
+                f"EQUIPES_KERNEL={name}: it is not installed; get it with {peers.PEERS[name][1]}, or set it to one of: "
+                f"{', '.join(here)}"
             )
         raise InputError(f"EQUIPES_KERNEL={name}: no such kernel; set it to one of: {', '.join(here)}")
     return name
@@ -98,13 +104,15 @@ def message_passing(
         `[N, form.irreps_out.dim]`.
 
     Raises:
-        InputError: `EQUIPES_KERNEL` names a kernel that is not there.
+        InputError: `EQUIPES_KERNEL` names a kernel that is not there, or a peer that cannot compute this.
     """
     name = kernel_name(x.device.type)
     if name == "triton":
         from equipes.kernels.triton import operation as on_triton
 
         messages = on_triton.message_passing(form, x, harmonics, weights, graph)
+    elif name in peers.PEERS:
+        messages = peers.message_passing(name, form, x, harmonics, weights, graph)
     else:
         messages = KERNELS[name](form, x, harmonics, weights, graph)
     calls = _record.get()
