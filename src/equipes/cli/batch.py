@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath, members
+from equipes.cli.groups import spread
+from equipes.cli.inputs import members
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, stdout_console, write_json
 from equipes.cli.running import (
-    Device,
-    Dtype,
-    Exact,
-    Precision,
+    ModelOptions,
     fingerprint,
     freeze_ahead,
     progress_bar,
+    single_calculator,
     stopping,
 )
 from equipes.cli.simulate import EnsembleName, ThermostatName
@@ -33,11 +32,12 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("md-batch")(md_batch)
+    # Dispersion is calculated for one structure after the other, which would undo the batch.
+    app.command("md-batch")(spread(md_batch, without=["d3"]))
 
 
 def md_batch(
-    model: ModelPath,
+    potential: ModelOptions,
     structures: Annotated[
         list[Path],
         typer.Argument(metavar="STRUCTURE...", help="Structures to start from: files that ASE reads."),
@@ -76,10 +76,6 @@ def md_batch(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the runs in --out.")] = False,
-    modal: ModalOption = None,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -88,14 +84,13 @@ def md_batch(
     Each is the run that `equipes md` makes of it with its seed, to round-off, in a directory of its own. Exit status 1
     where a system left what is physically possible; the others are run to their end.
     """
-    from equipes.calculators import Calculator
     from equipes.simulate import MDSettings
     from equipes.simulate.batch_md import TABLE, run_md_together
 
     check_json_path(json, overwrite=overwrite)
-    if len(members(model)) > 1:
+    if len(members(potential.model)) > 1:
         raise InputError(
-            f"{model}: a committee moves one system at a time; run `equipes md`, or give one model"
+            f"{potential.model}: a committee moves one system at a time; run `equipes md`, or give one model"
         )
     settings = MDSettings(
         ensemble=ensemble.value,
@@ -110,9 +105,7 @@ def md_batch(
         thermostat=thermostat.value,
     )
     systems = _systems(starts(structures, frame), _kelvins(temperature), replicas, settings)
-    calculator = Calculator(
-        model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
-    )
+    calculator = single_calculator(potential)
     freeze_ahead(calculator, {symbol for system in systems for symbol in system.atoms.symbols})
     began: tuple[int, float] | None = None
     with progress_bar() as progress, stopping():
@@ -131,7 +124,7 @@ def md_batch(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact),
+            potential=fingerprint(potential),
             batch_size=batch_size,
             on_step=follow,
         )

@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
+from equipes.cli.groups import spread
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
 from equipes.cli.running import (
-    Device,
-    Dtype,
-    Exact,
-    FrameNumber,
-    Precision,
-    StructurePath,
+    ModelOptions,
+    Repeats,
+    StructureOptions,
     check_targets,
     fingerprint,
     progress_bar,
@@ -29,7 +26,7 @@ from equipes.cli.running import (
     write_structures,
 )
 from equipes.cli.simulate_tables import md_lines, relax_lines
-from equipes.cli.workflow import print_result, write_dynamics_page
+from equipes.cli.workflow import facts_of, print_result, write_dynamics_page
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,13 +74,13 @@ class CellFreedomName(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(relax)
-    app.command()(md)
+    app.command()(spread(relax))
+    app.command()(spread(md))
 
 
 def relax(
-    model: ModelPath,
-    structure: StructurePath,
+    potential: ModelOptions,
+    system: StructureOptions,
     out: Annotated[
         Path | None, typer.Option("--out", help="The relaxed structure.", show_default="NAME_relaxed.extxyz")
     ] = None,
@@ -110,12 +107,6 @@ def relax(
     report: Annotated[
         Path | None, typer.Option(help="Write a page with the path in 3D (*.html), and its plot (*.png).")
     ] = None,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    exact: Exact = False,
     json: JsonPath = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a relaxation that was stopped or had too few steps.")
@@ -130,7 +121,7 @@ def relax(
 
     overwrite = overwrite or resume  # what the relaxation wrote before is replaced by what it comes to now
     check_json_path(json, overwrite=overwrite)
-    out = out or Path(f"{structure.stem}_relaxed.extxyz")
+    out = out or Path(f"{system.structure.stem}_relaxed.extxyz")
     check_targets((out, trajectory), overwrite=overwrite)
     if report is not None:
         check_targets((report, report.with_suffix(".png")), overwrite=overwrite, structures=False)
@@ -139,16 +130,16 @@ def relax(
         raise InputError(
             f"{kept} is of a relaxation that did not end; give --resume, or --overwrite to forget it"
         )
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
+    atoms, calculator = start(potential, system)
     quiet = json == STDOUT
     with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
     if not quiet:
         about = _about_cell(atoms, with_cell, freedom, pressure)
-        typer.echo(f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {about}")
+        typer.echo(f"{system.structure} frame {system.frame}: {atoms.get_chemical_formula()}. {about}")
     images: list[ase.Atoms] = []
     limits: list[tuple[float, float | None]] = []
     made_with = {
-        "potential": fingerprint(model, modal, dtype, exact=exact, d3=d3),
+        "potential": fingerprint(potential),
         "structure": structure_key(atoms),
         "options": [with_cell, freedom.value, pressure, symmetry, optimizer.value],
     }
@@ -182,9 +173,7 @@ def relax(
     if result.converged:
         kept.unlink(missing_ok=True)
     summary = {
-        "model": str(model),
-        "structure": str(structure),
-        "frame": frame,
+        **facts_of(potential, system),
         "out": str(out),
         **result.summary(),
     }
@@ -234,8 +223,8 @@ def _repeated(atoms: ase.Atoms, supercell: tuple[int, int, int], structure: obje
 
 
 def md(
-    model: ModelPath,
-    structure: StructurePath,
+    potential: ModelOptions,
+    system: StructureOptions,
     out: Annotated[Path, typer.Option("--out", help="Directory for trajectory, table, plot and checkpoint.")],
     ensemble: Annotated[EnsembleName, typer.Option(help="What is kept constant.")],
     steps: Annotated[int, typer.Option(help="Length of the whole run.")],
@@ -251,9 +240,7 @@ def md(
     thermostat: Annotated[ThermostatName, typer.Option(help="Of nvt.")] = ThermostatName.bussi,
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
     interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10,
-    supercell: Annotated[
-        tuple[int, int, int], typer.Option("--supercell", metavar="A B C", help="Repeat the cell so often.")
-    ] = (1, 1, 1),
+    supercell: Repeats = (1, 1, 1),
     keep_velocities: Annotated[
         bool, typer.Option("--keep-velocities", help="Start with the velocities of the structure.")
     ] = False,
@@ -287,12 +274,6 @@ def md(
         int, typer.Option("--uncertainty-interval", help="Steps between two looks at feature distances.")
     ] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -303,8 +284,8 @@ def md(
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
-    atoms = _repeated(atoms, supercell, structure)
+    atoms, calculator = start(potential, system)
+    atoms = _repeated(atoms, supercell, system.structure)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
@@ -348,12 +329,12 @@ def md(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact, d3=d3),
+            potential=fingerprint(potential),
             on_step=follow,
         )
     lines = list(md_lines(result.summary))
     written = write_dynamics_page(
-        result, lines, [atoms, result.atoms], f"model {model}, structure {structure}"
+        result, lines, [atoms, result.atoms], f"model {potential.model}, structure {system.structure}"
     )
     print_result(lines, result.provenance, f"{out}: {written}", quiet=quiet)
     write_json(result.summary, json, overwrite=overwrite)
