@@ -104,6 +104,14 @@ class _Evil:
         return (Path.touch, (Path("owned"),))
 
 
+def _both(*spoil: Callable[[Path], None]) -> Callable[[Path], None]:
+    def spoil_all(folder: Path) -> None:
+        for one in spoil:
+            one(folder)
+
+    return spoil_all
+
+
 def _pickled_model(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(pickle.dumps(_Evil()))
 
@@ -274,6 +282,34 @@ CASES = [
         ["md/checkpoint.npz"],
         _write("md/checkpoint.npz", "not a checkpoint"),
     ),
+    Case(
+        "new training in the place of another is refused",
+        ["train", "--data", "bad.xyz", "--out", "run", "--overwrite", *SMALL],
+        ["bad.xyz frame 3"],
+        _both(_edit_frames(_nan_force), _write("run/model.safetensors", "an earlier one")),
+    ),
+    Case("crystal wanted", ["elastic", "model.safetensors", "good.xyz", "--out", "new/dir"], ["crystal"]),
+    Case(
+        "new crystal in the place of another is refused",
+        ["elastic", "model.safetensors", "good.xyz", "--out", "run", "--overwrite"],
+        ["crystal"],
+        _write("run/calculations.npz", "earlier ones"),
+    ),
+    Case(
+        "element unknown in many runs",
+        [
+            "diffusion",
+            "model.safetensors",
+            "cu.xyz",
+            "--mobile",
+            "Cu",
+            "--temperature",
+            "300",
+            "--out",
+            "new/dir",
+        ],
+        ["Cu", "H, C, O"],
+    ),
     # output
     Case("output exists", ["predict", "model.safetensors", "good.xyz", "cu.xyz"], ["cu.xyz", "--overwrite"]),
     Case(
@@ -307,8 +343,12 @@ CASES = [
 ]
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def _contents(folder: Path) -> dict[str, bytes | None]:
+    """What is in files; None of directories, also of empty ones."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 def _assert_one_sentence(shown: subprocess.CompletedProcess[str], words: list[str]) -> None:

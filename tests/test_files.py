@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from equipes.errors import InputError
-from equipes.files import atomic_write, new_directory
+from equipes.files import atomic_write, empty_directories_removed, new_directory
 
 
 def write(path: Path, text: str, **options: bool) -> None:
@@ -121,3 +121,31 @@ def test_new_directory(tmp_path: Path) -> None:
         new_directory(made / "file.txt")
     with pytest.raises(InputError, match=r"cannot write|not a directory"):
         new_directory(made / "file.txt" / "below")
+
+
+def make_and_fail(folder: Path, error: Exception) -> None:
+    with empty_directories_removed():
+        new_directory(folder / "there", overwrite=True)
+        new_directory(folder / "new" / "deep")
+        new_directory(folder / "used")
+        (folder / "used" / "file").touch()
+        raise error
+
+
+def test_a_refusal_leaves_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError):
+        make_and_fail(tmp_path, InputError("no"))
+    assert set(os.listdir(tmp_path)) == {"there", "used"}
+
+
+def test_a_mistake_of_ours_leaves_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ours"):
+        make_and_fail(tmp_path, ValueError("ours"))
+    assert set(os.listdir(tmp_path)) == {"there", "new", "used"}
+
+
+def test_directories_are_kept_where_nothing_is_refused(tmp_path: Path) -> None:
+    with empty_directories_removed():
+        new_directory(tmp_path / "new")
+    assert os.listdir(tmp_path) == ["new"]

@@ -177,6 +177,9 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "xtb_calculator", lambda *_, **__: Springs(REST, fails=1))
     with pytest.raises(InputError, match=r"cannot label geometries of C2H6O.*the calculator failed"):
         train(config(pretraining={"normal_modes": 0}), tmp_path / "c", console=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "methane.xyz"
+    ]  # what is refused leaves nothing behind
 
 
 def test_a_damaged_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

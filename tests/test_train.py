@@ -313,6 +313,20 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
         train(config, tmp_path / "other", console=QUIET)
 
 
+def test_what_is_refused_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it turns out late."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="torch finds no CUDA device"):
+        train(ethanol(max_steps=1, accelerator="gpu"), tmp_path / "new" / "run", console=QUIET)
+    assert not any(tmp_path.iterdir())
+    out = tmp_path / "run"
+    train(ethanol(max_steps=1), out, console=QUIET)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="torch finds no CUDA device"):
+        train(ethanol(max_steps=1, accelerator="gpu"), out, overwrite=True, console=QUIET)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_no_validation_is_begun_that_would_crowd_out_the_last() -> None:
     from equipes.training.schedules import Budget
 

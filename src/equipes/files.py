@@ -7,7 +7,8 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from equipes.errors import InputError
@@ -23,6 +24,10 @@ _REMEDY = {
     errno.ENOTDIR: "a part of the path is a file, not a directory; choose another place",
     errno.EISDIR: "it is a directory; give a file name",
 }
+
+
+# Directories that were made inside `empty_directories_removed`, each after those it lies in.
+_made: ContextVar[list[Path] | None] = ContextVar("made", default=None)
 
 
 def _input_error(path: Path, error: OSError) -> InputError:
@@ -84,6 +89,25 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> It
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def empty_directories_removed() -> Iterator[None]:
+    """When the block ends in an `InputError`, what `new_directory` made in it is removed if it is empty.
+
+    What is refused shall leave nothing behind, but that a directory cannot be written shall be known before the work.
+    """
+    made: list[Path] = []
+    token = _made.set(made)
+    try:
+        yield
+    except InputError:
+        for path in reversed(made):
+            with suppress(OSError):  # not empty, or gone
+                path.rmdir()
+        raise
+    finally:
+        _made.reset(token)
+
+
 def new_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Create the directory `path` (and its parents).
 
@@ -97,6 +121,10 @@ def new_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> P
         raise InputError(
             f"{path} exists and is not empty; give --overwrite to write into it, or another name"
         )
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    made = _made.get()
+    if made is not None:
+        made += reversed(missing)
     with writing_to(path):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

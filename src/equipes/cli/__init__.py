@@ -33,6 +33,7 @@ from equipes.cli import (
     transport,
 )
 from equipes.errors import InputError
+from equipes.files import empty_directories_removed
 
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130
@@ -107,7 +108,8 @@ def run(application: typer.Typer, arguments: Sequence[str], program: str) -> int
     everything does when `EQUIPES_TRACEBACK` is set.
     """
     try:
-        status = application(args=list(arguments), prog_name=program, standalone_mode=False)
+        with empty_directories_removed():
+            status = application(args=list(arguments), prog_name=program, standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = INTERRUPTED_STATUS

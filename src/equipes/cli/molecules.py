@@ -183,13 +183,12 @@ def _run(
 
     from equipes.benchmark import Row, markdown, run, write_results
     from equipes.benchmark.runs import Interrupted
-    from equipes.files import writing_to
+    from equipes.files import new_directory
 
     names = list(dict.fromkeys(models or DEFAULT_ARCHITECTURES))
     _refuse_unknown(names)
     check_json_path(json, overwrite=overwrite)
-    with writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
+    new_directory(out, overwrite=True)
     console = Console(stderr=True)
     rows: list[Row] = []
     trainings = [(case, name, start) for case in cases for name in names for start in starts]

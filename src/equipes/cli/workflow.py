@@ -224,8 +224,10 @@ def _opened(where: Path, made_with: Mapping[str, Any], *, resume: bool, overwrit
         )
     if not resume:
         new_directory(where, overwrite=overwrite)
-    store = Store(where / CALCULATIONS, made_with, resume=resume)
-    store.write()
+    path = where / CALCULATIONS
+    store = Store(path, made_with, resume=resume)
+    if not path.exists():  # else what it replaces stays until there is something new
+        store.write()
     return store
 
 

@@ -13,6 +13,7 @@ from equipes.calculators.ase import Calculator
 from equipes.calculators.dispersion import WithDispersion
 from equipes.calculators.together import Together
 from equipes.errors import InputError
+from equipes.files import new_directory
 from equipes.simulate.errors import SimulationError
 from equipes.simulate.relax import RelaxResult, relax
 from equipes.simulate.store import Store, structure_key
@@ -68,7 +69,7 @@ def relax_together(
                 " such structures out or take a potential trained on all their elements"
             )
     if kept is not None:
-        kept.mkdir(parents=True, exist_ok=True)
+        new_directory(kept, overwrite=True)
 
     # The number of steps and the limits may be others when it goes on.
     same = {name: options[name] for name in sorted(options) if name not in ("steps", "fmax", "smax")}

@@ -52,6 +52,7 @@ class Store:
         self._written = time.monotonic()
         self._pause = _SECONDS_BETWEEN_WRITES
         self._changed = not resume
+        self._made = False
         self.reused = 0
         if resume and path is not None:
             self._read(path)
@@ -62,7 +63,10 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.write()
+        if kind is not None and issubclass(kind, InputError) and not self._arrays:
+            self._leave_nothing()
+        else:
+            self.write()
 
     def get(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays kept under `name`; None if there are none."""
@@ -86,12 +90,18 @@ class Store:
         if self.path is None or not self._changed:
             return
         began = time.monotonic()
+        self._made |= not self.path.exists()
         facts = np.array(json.dumps({"format": _FORMAT, "facts": self.facts}))
         with atomic_write(self.path, overwrite=True) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, facts=facts, **self._arrays)
         self._changed = False
         self._written = time.monotonic()
         self._pause = max(_SECONDS_BETWEEN_WRITES, (self._written - began) / _WRITING)
+
+    def _leave_nothing(self) -> None:
+        """Of a calculation that was refused before its first result."""
+        if self.path is not None and self._made:
+            self.path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> None:
         if not path.is_file():

@@ -20,7 +20,7 @@ from rich.console import Console
 from equipes.data import Frame, elements, fit_reference_energies
 from equipes.data.statistics import composition_counts
 from equipes.errors import InputError
-from equipes.files import atomic_write, writing_to
+from equipes.files import atomic_write, new_directory
 from equipes.models import Potential, load
 from equipes.training.budgets import step_limit
 from equipes.training.cheap_labels import cheap_frames
@@ -86,8 +86,7 @@ def pretrain(
     if given.train.devices * given.train.num_nodes > 1:
         raise InputError("pre-training runs in one process; set train.devices=1, or leave pre-training out")
     if not begun:
-        with writing_to(folder):
-            folder.mkdir(exist_ok=True)
+        new_directory(folder, overwrite=True)
         console.print(f"Pre-training on {settings.method} labels", style="bold", highlight=False)
         cheap = cheap_frames(settings, prepared.splits.train, folder, seed=given.train.seed, console=console)
         console.print(cheap.sentence(), highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,35 +18,37 @@ from rich.console import Console
 import equipes
 from equipes.data import mean_neighbors
 from equipes.errors import InputError
-from equipes.files import atomic_write, new_directory
+from equipes.files import atomic_write, empty_directories_removed
 from equipes.models import Potential, build, load
 from equipes.training.budgets import budget_of, joint_batch_size
 from equipes.training.config import Config
+from equipes.training.directory import (
+    CONFIG,
+    SUMMARY,
+    config_of_pretraining,
+    earlier_config,
+    prepare_directory,
+    rank,
+    remove_earlier,
+)
 from equipes.training.display import ProgressDisplay
 from equipes.training.familiarity import remember_training
 from equipes.training.fine_tuning import Tuning, open_base, tune
 from equipes.training.identity import config_hash, refuse_other_training
 from equipes.training.inputs import Prepared, check, prepare, read_splits, without_isolated_atoms
-from equipes.training.loading import dump_config, load_config, with_absolute_files, with_files
+from equipes.training.loading import dump_config, with_absolute_files, with_files
 from equipes.training.loggers import StepLogger, build_loggers, quiet_lightning
 from equipes.training.losses import Loss
 from equipes.training.metrics import error_metrics, predict_frames
 from equipes.training.module import TrainingModule
 from equipes.training.pretraining import carry_on, pretrain, pretrained_model
-from equipes.training.records import SafeCheckpointIO, remove_leftovers
+from equipes.training.records import SafeCheckpointIO
 from equipes.training.schedules import Clock
 from equipes.training.start import begin_at_mean_energies
 from equipes.training.state import Row
 from equipes.training.stream import BatchStream
-from equipes.training.supervisor import CHECKPOINT, MODEL, Supervisor
+from equipes.training.supervisor import MODEL, Supervisor
 from equipes.training.suspicions import suspicions
-
-CONFIG, SUMMARY = "config.yaml", "summary.json"
-
-
-def _rank() -> int:
-    """The number of this process among all that train, also before Lightning has connected them."""
-    return int(getattr(pl.utilities.rank_zero.rank_zero_only, "rank", 0))
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class TrainingResult:
         return self.out / MODEL
 
 
+@empty_directories_removed()
 def train(
     config: Config | None,
     out: str | Path,
@@ -106,15 +110,17 @@ def train(
         console: where progress goes; stderr by default.
         callbacks: further Lightning callbacks, run after our own.
 
+    What is refused leaves `out` as it was: an earlier training there is replaced only when the new one begins.
+
     Raises:
         InputError: anything wrong with config, data or `out`; a loss that is not finite.
     """
     clock = Clock()
     out = Path(out)
-    console = console or Console(stderr=True, quiet=_rank() != 0)
-    checkpoint = _prepare_directory(out, resume=resume, overwrite=overwrite)
+    console = console or Console(stderr=True, quiet=rank() != 0)
+    checkpoint = prepare_directory(out, resume=resume, overwrite=overwrite)
     if config is None:
-        config = _earlier_config(out)
+        config = earlier_config(out)
     base = open_base(config)
     splits = read_splits(config.data, config.train.seed)
     left_out = None
@@ -128,12 +134,11 @@ def train(
     clock.kind = config.train.clock
     pretrained = None
     if config.pretraining is not None:
-        if checkpoint is None:  # what a run that is stopped in the pre-training is resumed from
-            dump_config(with_absolute_files(config), out / CONFIG, overwrite=True)
         begun = checkpoint is not None
-        pretrained = pretrain(
-            config, prepared, out, train, resume=resume, begun=begun, clock=clock, console=console
-        )
+        with nullcontext() if begun else config_of_pretraining(config, out, resume=resume):
+            pretrained = pretrain(
+                config, prepared, out, train, resume=resume, begun=begun, clock=clock, console=console
+            )
         if pretrained.signal:
             minutes = clock.elapsed() / 60
             return TrainingResult(out, {}, None, 0, minutes, "interrupted", signal=pretrained.signal)
@@ -153,8 +158,6 @@ def train(
         and prepared.references.residual_rms_mev_per_atom > 1e3 * prepared.scale
     ):
         begin_at_mean_energies(potential, prepared.train, prepared.scale)
-    if _rank() == 0:
-        dump_config(with_absolute_files(config), out / CONFIG, overwrite=True)
     console.print(_introduction(prepared, potential, tuning), highlight=False, soft_wrap=True)
 
     settings = config.train
@@ -182,6 +185,10 @@ def train(
     supervisor = Supervisor(out, stream, prepared.val, budget, clock, describe)
     with quiet_lightning():
         trainer = _lightning_trainer(config, out, [supervisor, ProgressDisplay(console, budget), *callbacks])
+        if rank() == 0:
+            if not resume:
+                remove_earlier(out)
+            dump_config(with_absolute_files(config), out / CONFIG, overwrite=True)
         trainer.fit(
             module, train_dataloaders=stream, ckpt_path=None if checkpoint is None else str(checkpoint)
         )
@@ -205,33 +212,6 @@ def train(
     return _finish(result, prepared, fingerprints, module, tuning)
 
 
-def _prepare_directory(out: Path, *, resume: bool, overwrite: bool) -> Path | None:
-    """Make `out` ready; returns the checkpoint to resume from, if there is one."""
-    if resume and overwrite:
-        raise InputError("--resume continues a training and --overwrite replaces it; give one of them")
-    checkpoint = out / CHECKPOINT
-    if _rank() != 0:  # the first process does it
-        return checkpoint if resume and checkpoint.exists() else None
-    if not resume and not overwrite and checkpoint.exists():
-        raise InputError(
-            f"{out} has a training; give --resume to continue it, --overwrite to replace it, or another name"
-        )
-    new_directory(out, overwrite=resume or overwrite)
-    remove_leftovers(out)
-    if resume:
-        return checkpoint if checkpoint.exists() else None
-    for name in (CHECKPOINT, MODEL, SUMMARY, "metrics.csv"):
-        (out / name).unlink(missing_ok=True)
-    return None
-
-
-def _earlier_config(out: Path) -> Config:
-    path = out / CONFIG
-    if not path.exists():
-        raise InputError(f"{out} has no {CONFIG} to resume from; give the config file or --data")
-    return load_config(path)
-
-
 def _build(prepared: Prepared) -> Potential:
     model = prepared.config.model
     hyperparameters = model.model_dump(exclude={"architecture", "species", "dtype"})
@@ -249,7 +229,7 @@ def _lightning_trainer(config: Config, out: Path, callbacks: list[pl.Callback]) 
     has_gpu = torch.cuda.is_available()
     if settings.accelerator == "gpu" and not has_gpu:
         raise InputError("train.accelerator is gpu, but torch finds no CUDA device; set it to cpu")
-    loggers = build_loggers(settings.loggers, out) if _rank() == 0 else []
+    loggers = build_loggers(settings.loggers, out) if rank() == 0 else []
     if loggers:
         callbacks.append(StepLogger(settings.log_every))
     processes = settings.devices * settings.num_nodes
