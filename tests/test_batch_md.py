@@ -358,6 +358,23 @@ def test_what_cannot_be_continued(calculator: equipes.Calculator, tmp_path: Path
         run_md_together(several, calculator, tmp_path / "run", resume=True, overwrite=True)
 
 
+def test_nothing_is_left_of_the_runs_that_are_replaced(
+    calculator: equipes.Calculator, tmp_path: Path
+) -> None:
+    several, out = systems(MDSettings("nve", steps=2)), tmp_path / "run"
+    run_md_together(several, calculator, out)
+    (out / "s2" / "notes.txt").write_text("mine")
+    (out / "elsewhere").mkdir()
+    (out / "elsewhere" / TABLE).write_text("no run, for it has no checkpoint")
+    with pytest.raises(InputError, match="moves one system at a time"):
+        run_md_together(systems(MDSettings("npt", steps=2), crystal()), calculator, out, overwrite=True)
+    assert all((out / system.name / FINAL).is_file() for system in several)
+    run_md_together(several[:2], calculator, out, overwrite=True)
+    assert {path.name for path in out.iterdir()} == {"s0", "s1", "s2", "elsewhere", RUNS}
+    assert [path.name for path in (out / "s2").iterdir()] == ["notes.txt"]
+    assert (out / "elsewhere" / TABLE).is_file()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

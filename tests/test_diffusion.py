@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -150,6 +151,16 @@ def test_runs_at_two_temperatures_go_on_to_the_same_result(tmp_path: Path) -> No
         diffusion(liquid(), calculator, LIQUID, tmp_path / "stopped", on_step=stop)
     again = diffusion(liquid(), calculator, LIQUID, tmp_path / "stopped", resume=True)
     assert again.summary() == whole.summary()
+    # What is replaced does not stay beside what replaces it, nor is it gone before that is there.
+    with pytest.raises(InputError, match="temperature"):
+        diffusion(
+            liquid(), calculator, replace(LIQUID, temperatures=(-1.0,)), tmp_path / "whole", overwrite=True
+        )
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {"250K", "400K"}
+    diffusion(
+        liquid(), calculator, replace(LIQUID, temperatures=(400.0,)), tmp_path / "whole", overwrite=True
+    )
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {"400K"}
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,8 @@ def run_md_together(
             runs.append(Run(atoms, system.settings, rng, arrays, facts, potential))
     if not resume:
         new_directory(out, overwrite=overwrite)
+        records.remove_other_runs(out, {system.name for system in systems})
+        (out / TABLE).unlink(missing_ok=True)
     with ExitStack() as files, stop_at_signal() as stop:
         members = []
         for system, run, (*_, facts) in zip(systems, runs, starts, strict=True):

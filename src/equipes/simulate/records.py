@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -189,6 +191,17 @@ def remove_old_records(out: Path) -> None:
     )  # fmt: skip
     for name in names:
         (out / name).unlink(missing_ok=True)
+
+
+def remove_other_runs(folder: Path, names: Collection[str]) -> None:
+    """Delete the runs in `folder` that are not among `names`: what runs wrote, and their directories if nothing else is
+    there. Directories without a checkpoint are somebody else's."""
+    for checkpoint in folder.glob(f"*/{CHECKPOINT}"):
+        where = checkpoint.parent
+        if where.name not in names and not where.is_symlink():
+            remove_old_records(where)
+            with suppress(OSError):
+                where.rmdir()
 
 
 def _open_at(path: Path, length: int) -> BinaryIO:

@@ -30,6 +30,8 @@ def run_all(
 ) -> tuple[dict[str, dict[str, Any]], bool]:
     """Run each of `settings` in a directory of `folder` with its name, as `run_md` does.
 
+    With `overwrite` further runs that are in `folder` are removed.
+
     With more threads than one, and a number of runs that keeps them busy, the runs have a process each.
 
     Returns:
@@ -62,6 +64,8 @@ def run_all(
         with closing(spread(run, list(settings), processes, on_note=note)) as found:
             for name in settings:
                 summaries[name] = next(found)
+                if overwrite:  # not before something is there in their place
+                    records.remove_other_runs(folder, settings)
     except Stopped:
         return summaries, True
     return summaries, False
