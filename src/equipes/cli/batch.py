@@ -20,7 +20,7 @@ from equipes.cli.running import (
     single_calculator,
     stopping,
 )
-from equipes.cli.simulate import EnsembleName, ThermostatName
+from equipes.cli.simulate import DynamicsOptions, EnsembleName, ThermostatName
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
 
 def md_batch(
     potential: ModelOptions,
+    options: DynamicsOptions,
     structures: Annotated[
         list[Path],
         typer.Argument(metavar="STRUCTURE...", help="Structures to start from: files that ASE reads."),
@@ -55,20 +56,10 @@ def md_batch(
     frame: Annotated[
         str, typer.Option("--frame", metavar="N|all", help="Which structure of each file; all: every one.")
     ] = "0",
-    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
     thermostat: Annotated[
         ThermostatName, typer.Option(help="Of nvt: bussi or langevin.")
     ] = ThermostatName.bussi,
     seed: Annotated[int, typer.Option(help="Of the first system; the others count on from it.")] = 0,
-    interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10,
-    keep_velocities: Annotated[
-        bool, typer.Option("--keep-velocities", help="Start with the velocities of the structures.")
-    ] = False,
-    trajectory: Annotated[
-        bool, typer.Option("--trajectory/--no-trajectory", help="Keep frames, not only averages.")
-    ] = True,
-    reach: Annotated[float, typer.Option(help="Of radial distributions, Å; 0: none.")] = 6.0,
-    thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -95,14 +86,9 @@ def md_batch(
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
-        timestep=timestep,
         seed=seed,
-        interval=interval,
-        keep_velocities=keep_velocities,
-        trajectory=trajectory,
-        reach=reach,
-        thermostat_time=thermostat_time,
         thermostat=thermostat.value,
+        **vars(options),
     )
     systems = _systems(starts(structures, frame), _kelvins(temperature), replicas, settings)
     calculator = single_calculator(potential)

@@ -23,7 +23,7 @@ from equipes.cli.running import (
     warn_about_dispersion,
     write_structures,
 )
-from equipes.cli.simulate import CellFreedomName, OptimizerName
+from equipes.cli.simulate import RelaxOptions
 from equipes.errors import InputError
 
 
@@ -34,27 +34,11 @@ def register(app: typer.Typer) -> None:
 
 def relax_batch(
     potential: ModelOptions,
+    options: RelaxOptions,
     structures: Annotated[
         list[Path], typer.Argument(metavar="STRUCTURES...", help="Structures to relax: files that ASE reads.")
     ],
     out: Annotated[Path, typer.Option("--out", help="The relaxed structures, in the order of the files.")],
-    cell: Annotated[
-        bool | None,
-        typer.Option(
-            "--cell/--no-cell", help="Relax the cells too.", show_default="if periodic in all directions"
-        ),
-    ] = None,
-    freedom: Annotated[
-        CellFreedomName, typer.Option(help="What of the cells relaxes: the volume only, a film's plane.")
-    ] = CellFreedomName.all,
-    pressure: Annotated[float, typer.Option(help="Pressure on the cells, GPa.")] = 0.0,
-    fmax: Annotated[float, typer.Option(help="Stop when all forces are smaller, eV/Å.")] = 0.01,
-    smax: Annotated[float, typer.Option(help="… and stress + pressure too, GPa.")] = 0.05,
-    steps: Annotated[int, typer.Option(help="Give up after so many steps.")] = 1000,
-    symmetry: Annotated[bool, typer.Option("--symmetry", help="Keep the space groups (spglib).")] = False,
-    optimizer: Annotated[
-        OptimizerName, typer.Option(help="fire is slower, and harder to mislead.")
-    ] = OptimizerName.lbfgs,
     frame: Annotated[
         str, typer.Option("--frame", metavar="N|all", help="Which structure of each file.")
     ] = "all",
@@ -114,14 +98,8 @@ def relax_batch(
                 facts={"potential": fingerprint(potential)},
                 on_end=follow,
                 d3=potential.d3,
-                cell=cell,
-                pressure=pressure,
-                fmax=fmax,
-                smax=smax,
-                steps=steps,
-                symmetry=symmetry,
-                freedom=freedom.value,
-                optimizer=optimizer.value,
+                cell=options.cell,
+                **options.keywords(),
             )
     except KeyboardInterrupt:
         typer.echo("Stopped; the same command with --resume continues.", err=True)

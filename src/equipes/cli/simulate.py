@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.groups import spread
+from equipes.cli.groups import Group, spread
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
 from equipes.cli.running import (
     ModelOptions,
@@ -72,6 +72,57 @@ class CellFreedomName(StrEnum):
     in_plane = "in-plane"
 
 
+@dataclass(frozen=True)
+class DynamicsOptions(Group):
+    """How dynamics go, and what is kept of them; named as in `MDSettings`."""
+
+    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5
+    interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10
+    keep_velocities: Annotated[
+        bool, typer.Option("--keep-velocities", help="Start with the velocities of the structures.")
+    ] = False
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory/--no-trajectory", help="Keep frames, not only averages.")
+    ] = True
+    reach: Annotated[float, typer.Option(help="Of radial distributions, Å; 0: none.")] = 6.0
+    thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0
+
+
+@dataclass(frozen=True)
+class RelaxOptions(Group):
+    """How structures relax, and how far."""
+
+    cell: Annotated[
+        bool | None,
+        typer.Option(
+            "--cell/--no-cell", help="Relax the cell too.", show_default="if periodic in all directions"
+        ),
+    ] = None
+    freedom: Annotated[
+        CellFreedomName, typer.Option(help="What of the cell relaxes: its volume only, a film's plane.")
+    ] = CellFreedomName.all
+    pressure: Annotated[float, typer.Option(help="Pressure on the cell, GPa.")] = 0.0
+    fmax: Annotated[float, typer.Option(help="Stop when all forces are smaller, eV/Å.")] = 0.01
+    smax: Annotated[float, typer.Option(help="… and stress + pressure too, GPa.")] = 0.05
+    steps: Annotated[int, typer.Option(help="Give up after so many steps.")] = 1000
+    symmetry: Annotated[bool, typer.Option("--symmetry", help="Keep the space group (spglib).")] = False
+    optimizer: Annotated[OptimizerName, typer.Option(help="fire is slower, and harder to mislead.")] = (
+        OptimizerName.lbfgs
+    )
+
+    def keywords(self) -> dict[str, Any]:
+        """Those of `equipes.simulate.relax`, but for `cell`, whose default depends on the structure."""
+        return {
+            "pressure": self.pressure,
+            "fmax": self.fmax,
+            "smax": self.smax,
+            "steps": self.steps,
+            "symmetry": self.symmetry,
+            "freedom": self.freedom.value,
+            "optimizer": self.optimizer.value,
+        }
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(spread(relax))
@@ -81,26 +132,10 @@ def register(app: typer.Typer) -> None:
 def relax(
     potential: ModelOptions,
     system: StructureOptions,
+    options: RelaxOptions,
     out: Annotated[
         Path | None, typer.Option("--out", help="The relaxed structure.", show_default="NAME_relaxed.extxyz")
     ] = None,
-    cell: Annotated[
-        bool | None,
-        typer.Option(
-            "--cell/--no-cell", help="Relax the cell too.", show_default="if periodic in all directions"
-        ),
-    ] = None,
-    freedom: Annotated[
-        CellFreedomName, typer.Option(help="What of the cell relaxes: its volume only, a film's plane.")
-    ] = CellFreedomName.all,
-    pressure: Annotated[float, typer.Option(help="Pressure on the cell, GPa.")] = 0.0,
-    fmax: Annotated[float, typer.Option(help="Stop when all forces are smaller, eV/Å.")] = 0.01,
-    smax: Annotated[float, typer.Option(help="… and stress + pressure too, GPa.")] = 0.05,
-    steps: Annotated[int, typer.Option(help="Give up after so many steps.")] = 1000,
-    symmetry: Annotated[bool, typer.Option("--symmetry", help="Keep the space group (spglib).")] = False,
-    optimizer: Annotated[
-        OptimizerName, typer.Option(help="fire is slower, and harder to mislead.")
-    ] = OptimizerName.lbfgs,
     trajectory: Annotated[
         Path | None, typer.Option(help="Write every step: *.extxyz, *.traj, … (what ASE writes).")
     ] = None,
@@ -132,16 +167,26 @@ def relax(
         )
     atoms, calculator = start(potential, system)
     quiet = json == STDOUT
-    with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
+    with_cell = (
+        relaxes_cell(atoms) or options.freedom is CellFreedomName.in_plane
+        if options.cell is None
+        else options.cell
+    )
     if not quiet:
-        about = _about_cell(atoms, with_cell, freedom, pressure)
+        about = _about_cell(atoms, with_cell, options.freedom, options.pressure)
         typer.echo(f"{system.structure} frame {system.frame}: {atoms.get_chemical_formula()}. {about}")
     images: list[ase.Atoms] = []
     limits: list[tuple[float, float | None]] = []
     made_with = {
         "potential": fingerprint(potential),
         "structure": structure_key(atoms),
-        "options": [with_cell, freedom.value, pressure, symmetry, optimizer.value],
+        "options": [
+            with_cell,
+            options.freedom.value,
+            options.pressure,
+            options.symmetry,
+            options.optimizer.value,
+        ],
     }
     steps_so_far = Store(kept, made_with, resume=resume)
     with _keeping(steps_so_far, resume=resume) as store, progress_bar() as progress, stopping():
@@ -158,13 +203,7 @@ def relax(
             atoms,
             calculator,
             cell=with_cell,
-            pressure=pressure,
-            fmax=fmax,
-            smax=smax,
-            steps=steps,
-            symmetry=symmetry,
-            freedom=freedom.value,
-            optimizer=optimizer.value,
+            **options.keywords(),
             on_step=follow,
             store=store,
         )
@@ -187,9 +226,9 @@ def relax(
     print_result(lines, replace(result.provenance, warnings=()), written, quiet=quiet)
     write_json(summary, json, overwrite=overwrite)
     if not result.converged:
-        reached = f"largest force {result.max_force_ev_per_ang:.3g} eV/Å (limit {fmax:g})"
+        reached = f"largest force {result.max_force_ev_per_ang:.3g} eV/Å (limit {options.fmax:g})"
         if result.max_stress_deviation_gpa is not None:
-            reached += f", stress {result.max_stress_deviation_gpa:.3g} GPa off (limit {smax:g})"
+            reached += f", stress {result.max_stress_deviation_gpa:.3g} GPa off (limit {options.smax:g})"
         remedy = "give more --steps and --resume, or --optimizer fire"
         typer.echo(f"Error: not converged after {result.steps} steps: {reached}; {remedy}", err=True)
         raise typer.Exit(1)
@@ -225,6 +264,7 @@ def _repeated(atoms: ase.Atoms, supercell: tuple[int, int, int], structure: obje
 def md(
     potential: ModelOptions,
     system: StructureOptions,
+    options: DynamicsOptions,
     out: Annotated[Path, typer.Option("--out", help="Directory for trajectory, table, plot and checkpoint.")],
     ensemble: Annotated[EnsembleName, typer.Option(help="What is kept constant.")],
     steps: Annotated[int, typer.Option(help="Length of the whole run.")],
@@ -232,29 +272,19 @@ def md(
     temperature_end: Annotated[
         float | None, typer.Option("--temperature-end", help="K; the target goes there over the run.")
     ] = None,
-    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
     pressure: Annotated[float, typer.Option(help="GPa, in npt.")] = 0.0,
     pressure_end: Annotated[
         float | None, typer.Option("--pressure-end", help="GPa; the target goes there over the run.")
     ] = None,
     thermostat: Annotated[ThermostatName, typer.Option(help="Of nvt.")] = ThermostatName.bussi,
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
-    interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10,
     supercell: Repeats = (1, 1, 1),
-    keep_velocities: Annotated[
-        bool, typer.Option("--keep-velocities", help="Start with the velocities of the structure.")
-    ] = False,
     flexible_cell: Annotated[
         bool, typer.Option("--flexible-cell", help="npt: let the shape of the cell change too.")
     ] = False,
     flexible_lengths: Annotated[
         bool, typer.Option("--flexible-lengths", help="npt: an orthorhombic cell changes its three lengths.")
     ] = False,
-    trajectory: Annotated[
-        bool, typer.Option("--trajectory/--no-trajectory", help="Keep frames, not only averages.")
-    ] = True,
-    reach: Annotated[float, typer.Option(help="Of radial distributions, Å; 0: none.")] = 6.0,
-    thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
     max_forces_std: Annotated[
         float | None,
@@ -289,17 +319,11 @@ def md(
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
-        timestep=timestep,
         temperature=temperature,
         pressure=pressure,
         seed=seed,
-        interval=interval,
-        keep_velocities=keep_velocities,
         flexible_cell=flexible_cell,
         flexible_lengths=flexible_lengths,
-        trajectory=trajectory,
-        reach=reach,
-        thermostat_time=thermostat_time,
         barostat_time=barostat_time,
         thermostat=thermostat.value,
         temperature_end=temperature_end,
@@ -307,6 +331,7 @@ def md(
         max_forces_std=max_forces_std,
         max_feature_distance=max_feature_distance,
         uncertainty_interval=uncertainty_interval,
+        **vars(options),
     )
     quiet = json == STDOUT
     with progress_bar() as progress, stopping():
@@ -319,7 +344,7 @@ def md(
             if first is None:
                 first = (step, now)
             per_second = (step - first[0]) / (now - first[1]) if now > first[1] else 0.0
-            speed = f"{per_second:.4g} steps/s, {per_second * timestep * 86400e-6:.3g} ns/day"
+            speed = f"{per_second:.4g} steps/s, {per_second * options.timestep * 86400e-6:.3g} ns/day"
             progress.update(task, completed=step, description=f"{row.temperature_k:.0f} K, {speed}")
 
         result = run_md(
