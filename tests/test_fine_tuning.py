@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from rich.console import Console
 from safetensors import safe_open
 
@@ -21,7 +23,8 @@ from equipes.graph import AtomGraph
 from equipes.models import build
 from equipes.models.parts import part_of, reference_energies
 from equipes.training import Config, load_config, train
-from fine_tuning_samples import OTHER_SHIFTS, SHIFTS, SPECIES, base, config, frames, molecules, write
+from equipes.training.fine_tuning import labelled
+from fine_tuning_samples import OTHER_SHIFTS, SHIFTS, SPECIES, base, config, frames, molecules, teacher, write
 
 QUIET = Console(quiet=True)
 
@@ -198,6 +201,21 @@ def test_every_architecture_can_be_a_base(tmp_path: Path, architecture: str, ran
     assert facts(tmp_path / "run")["validation_before"]["val_energy_mae_mev_per_atom"] < 100
     name = "embedding" if architecture != "ani" else "networks.weights.0"
     assert (moves.after[name] > 0) == (rank is None), "adapters leave the embedding as it is"
+
+
+def test_isolated_atoms_have_their_energy_in_the_end(tmp_path: Path) -> None:
+    write(tmp_path, "nequip")
+    atoms = labelled(teacher(base("nequip")), [Atoms(symbol) for symbol in OTHER_SHIFTS], "atoms")
+    write_frames(
+        [*frames(architecture="nequip"), *(replace(f, energy=f.energy + 0.3) for f in atoms)],
+        tmp_path / "data.xyz",
+        overwrite=True,
+    )
+    train(config(tmp_path, {"max_steps": 3}), tmp_path / "run", console=QUIET)
+    tuned = equipes.load(tmp_path / "run" / "model.safetensors")
+    for frame in atoms:
+        energy = float(tuned(equipes.AtomGraph.from_atoms(frame.atoms, tuned.cutoff)).energy.detach())
+        assert energy == pytest.approx(frame.energy + 0.3, abs=1e-7)
 
 
 def test_parts_have_their_own_rates(folder: Path) -> None:

@@ -21,6 +21,7 @@ from equipes.nn.adapters import LowRankAdapters, adaptable
 from equipes.training.alignment import check_units, fit_shifts
 from equipes.training.fine_tuning import labelled
 from equipes.training.replay import apart, held_out, replayed
+from equipes.training.start import begin_at_mean_energies
 from fine_tuning_samples import ARCHITECTURES, OTHER_SHIFTS, SHIFTS, base, frames, molecules, teacher
 from laws import ROUND_OFF, SEED, Model, PhysicalLaws, close
 from potentials import MODELS
@@ -248,6 +249,56 @@ def test_one_composition_corrects_all_atoms_alike() -> None:
     fitted = fit_shifts(potential, GraphDataset([*dataset.frames, *alone], 4.0))
     assert fitted.determined
     assert fitted.values == pytest.approx({s: OTHER_SHIFTS[s] for s in "HO"}, abs=1e-8)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_isolated_atoms_decide_what_no_network_can_learn(architecture: str) -> None:
+    """As when training from scratch; the bonds of the labels are 0.5 eV an atom stronger than the base's."""
+    potential = base(architecture)
+    bonded = labelled(teacher(potential, amount=0.0), molecules(8), "data")
+    bonded = [replace(frame, energy=frame.energy - 0.5 * len(frame.atoms)) for frame in bonded]
+    alone = labelled(teacher(potential, amount=0.0), [Atoms("H"), Atoms("O")], "atoms")
+    fitted = fit_shifts(potential, GraphDataset([*bonded, *alone], 4.0))
+    everything = fit_shifts(potential, GraphDataset(bonded, 4.0))
+    assert everything.values == pytest.approx({s: e - 0.5 for s, e in OTHER_SHIFTS.items()}, abs=1e-8)
+    if architecture in (
+        "nequip",
+        "mace",
+        "ani",
+    ):  # ani with the random weights of here: its biases begin at zero
+        expected = {"H": OTHER_SHIFTS["H"], "O": OTHER_SHIFTS["O"]}
+        assert {s: fitted.values[s] for s in "HO"} == pytest.approx(expected, abs=1e-8)
+        assert fitted.message == "the reference energies of H, O are those of isolated atoms in the data"
+        assert 200 < fitted.residual_rms_mev_per_atom < 500, "of the bonds, which the network shall learn"
+        # Carbon is fitted to what the others leave.
+        assert -3.0 < fitted.values["C"] - OTHER_SHIFTS["C"] < -0.5
+    else:
+        assert fitted.message is None
+        assert all(-0.5 < fitted.values[s] - OTHER_SHIFTS[s] < 0.0 for s in "HO")
+
+
+def test_a_shift_that_only_bonds_have_is_there_from_the_first_step() -> None:
+    potential = base("nequip")
+    bonded = labelled(teacher(potential, amount=0.0), molecules(12), "data")
+    bonded = [replace(frame, energy=frame.energy - 4.0 * len(frame.atoms)) for frame in bonded]
+    alone = labelled(teacher(potential, amount=0.0), [Atoms(s) for s in "HCO"], "atoms")
+    dataset = GraphDataset([*bonded, *alone], 4.0)
+    fitted = fit_shifts(potential, dataset)
+    assert fitted.values == pytest.approx(OTHER_SHIFTS, abs=1e-8)
+    assert fitted.residual_rms_mev_per_atom > 3000
+    for symbol, value in fitted.values.items():
+        reference_energies(potential.model)[potential.species.index(symbol)] = value
+    readout = potential.train().get_parameter("model.readout.weights.0")
+    readout.requires_grad_(False)
+    assert not begin_at_mean_energies(potential, dataset, scale=1.0), "frozen"
+    readout.requires_grad_(True)
+    assert begin_at_mean_energies(potential, dataset, scale=1.0)
+    left = [
+        abs(float(potential(item.graph).energy.detach()) - frame.energy) / len(frame.atoms)
+        for item, frame in zip([dataset[i] for i in range(len(dataset))], dataset.frames, strict=True)
+    ]
+    assert max(left[-3:]) < 1e-9
+    assert sum(left) / len(left) < 1.0
 
 
 def test_reference_energies_given_or_impossible() -> None:

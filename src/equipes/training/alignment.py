@@ -15,6 +15,7 @@ from equipes.data import (
     ReferenceEnergies,
     elements,
     fit_reference_energies,
+    is_isolated,
 )
 from equipes.data.statistics import composition_counts, least_squares_references
 from equipes.errors import InputError
@@ -24,6 +25,8 @@ from equipes.training.metrics import predict_frames
 
 _EDGES_IN_BATCH = 20_000
 _FRAMES_COMPARED = 10
+# An energy that a network gives to an atom alone is more than this, eV.
+_NOTHING = 1e-6
 # Labels in other units are this many times those in eV and Å.
 _FACTORS = {
     "kcal/mol": 23.0605,
@@ -38,10 +41,13 @@ _FACTORS = {
 def fit_shifts(
     potential: Potential, dataset: GraphDataset, given: Mapping[str, float] | None = None
 ) -> ReferenceEnergies:
-    """New reference energies of the elements in the data: least squares on what the potential's energies leave.
+    """New reference energies of the elements in the data, by what the potential's energies leave of the labels.
 
-    The corrections are fitted, so that what the compositions leave open stays as it is in the potential but for the
-    mean correction of all atoms.
+    Where the network says nothing of an atom alone (NequIP, MACE), an isolated atom among the frames decides that of
+    its element. Where it does, the energy of an isolated atom can be learnt, and counts as that of any frame.
+
+    The rest are corrections by least squares, so that what the compositions leave open stays as it is in the potential
+    but for the mean correction of all their atoms.
 
     Args:
         potential: knows the elements.
@@ -49,7 +55,7 @@ def fit_shifts(
         given: eV by chemical symbol, in place of the fit; must cover every element of the frames.
 
     Raises:
-        InputError: as of `fit_reference_energies`.
+        InputError: as of `fit_reference_energies`, also two energies of one isolated atom.
     """
     frames = dataset.frames
     species = elements(frames)
@@ -61,21 +67,37 @@ def fit_shifts(
             message = "no frame has an energy, so the base's reference energies stay as they are"
             result = replace(result, values={symbol: before[symbol] for symbol in species}, message=message)
         return result
-    fit_reference_energies(frames)  # refuses what is not finite
+    fit_reference_energies(frames)  # refuses what is not finite, and two energies of one isolated atom
+    predicted = _energies(potential, [dataset[index] for index in labelled])
     counts = composition_counts([frames[index] for index in labelled], species)
-    rest = np.array([frames[index].energy for index in labelled]) - _energies(
-        potential, [dataset[index] for index in labelled]
-    )
-    corrections, determined = least_squares_references(counts, rest)
-    open_ = (
-        f"the compositions of the frames do not determine the reference energies of {', '.join(species)}; what "
-        "they leave open is corrected by the same for all atoms, so energies of other compositions mean little"
-    )
+    rest = np.array([frames[index].energy for index in labelled]) - predicted
+    pinned = {}
+    for index, energy, correction in zip(labelled, predicted.tolist(), rest.tolist(), strict=True):
+        symbol = frames[index].atoms.symbols[0]
+        if is_isolated(frames[index]) and abs(energy - before[symbol]) < _NOTHING:
+            pinned[symbol] = correction
+    corrections = np.array([pinned.get(symbol, 0.0) for symbol in species])
+    open_ = np.array([symbol not in pinned for symbol in species])
+    fitted = [symbol for symbol in species if symbol not in pinned]
+    having = counts[:, open_].any(axis=1)
+    determined = True
+    if having.any():
+        corrections[open_], determined = least_squares_references(
+            counts[having][:, open_], (rest - counts @ corrections)[having]
+        )
+    said = []
+    if pinned:
+        said.append(f"the reference energies of {', '.join(pinned)} are those of isolated atoms in the data")
+    if not determined:
+        said.append(
+            f"the compositions of the frames do not determine the reference energies of {', '.join(fitted)}; what "
+            "they leave open is corrected by the same for all atoms, so energies of other compositions mean little"
+        )
     left = (rest - counts @ corrections) / counts.sum(axis=1)
     return ReferenceEnergies(
         values={symbol: before[symbol] + float(c) for symbol, c in zip(species, corrections, strict=True)},
         determined=determined,
-        message=None if determined else open_,
+        message="; ".join(said) or None,
         residual_rms_mev_per_atom=1e3 * float(np.sqrt(np.mean(left**2))),
     )
 

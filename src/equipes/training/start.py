@@ -1,4 +1,4 @@
-"""Where a training from scratch begins, if its reference energies are far from what bonds make of them.
+"""Where a training begins, if its reference energies are far from what bonds make of them.
 
 With reference energies of isolated atoms every atom in a bond is several eV below them, and a network of random weights
 would spend its first hundreds of steps on nothing else. The energy is linear in the weights of a readout, so that the
@@ -30,7 +30,7 @@ def begin_at_mean_energies(potential: Potential, dataset: GraphDataset, scale: f
     or where the architecture has no readout in which the energy is linear; invariant models have a bias for it.
 
     Args:
-        potential: with random weights, changed in place.
+        potential: with random weights, or one whose reference energies became others; changed in place.
         dataset: training frames; up to 64 of those that are labelled with an energy are looked at, and as many isolated
             atoms.
 
@@ -47,6 +47,8 @@ def begin_at_mean_energies(potential: Potential, dataset: GraphDataset, scale: f
     # Atoms alone, which have some energy of the network in SevenNet, shall stay where they are.
     alone = [index for index in labelled if not dataset.graphs[index].n_edges][:_STRUCTURES]
     weights = potential.get_parameter(names[-1])
+    if not weights.requires_grad:  # frozen by a fine-tuning
+        return False
     columns, rest = [], []
     for index in [*bonded[:: -(-len(bonded) // _STRUCTURES)], *alone]:
         graph, atoms = dataset.graphs[index], len(dataset.frames[index].atoms)

@@ -152,11 +152,7 @@ def train(
     potential = _build(prepared) if tuning is None else tuning.potential
     if pretrained is not None:
         carry_on(potential, pretrained_model(out))
-    elif (
-        tuning is None
-        and checkpoint is None
-        and prepared.references.residual_rms_mev_per_atom > 1e3 * prepared.scale
-    ):
+    elif checkpoint is None and prepared.references.residual_rms_mev_per_atom > 1e3 * prepared.scale:
         begin_at_mean_energies(potential, prepared.train, prepared.scale)
     console.print(_introduction(prepared, potential, tuning), highlight=False, soft_wrap=True)
 
