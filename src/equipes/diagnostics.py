@@ -40,7 +40,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from equipes import kernels
-    from equipes.kernels import native, triton
+    from equipes.kernels import native, peers, triton
 
     problems: list[str] = []
     versions = {name: _version(name) for name in REQUIRED}
@@ -61,6 +61,10 @@ def examine() -> dict[str, Any]:
             warnings.append(
                 "EQUIPES_KERNEL=triton: on the CPU its interpreter runs, very slowly; it is there to "
                 "test the kernels, and a GPU takes them without the variable"
+            )
+        elif kernel in peers.PEERS:
+            warnings.append(
+                f"EQUIPES_KERNEL={kernel}: it is there to be compared with on a GPU; the CPU is faster without it"
             )
         elif not native.built_instruction_sets():
             warnings.append(_NOT_BUILT)
