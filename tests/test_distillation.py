@@ -111,6 +111,16 @@ def test_what_was_stopped_goes_on(
     )
     distill(argon(), PairCalculator(), out, OPTIONS, teacher_name="pairs", resume=True, console=QUIET)
     assert out.read_bytes() == made.model.read_bytes()
+    # What is refused does not cost what was there.
+    left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="of another kind"):
+        distill(argon(), _Refusing(), out, OPTIONS, overwrite=True, console=QUIET)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == left
+
+
+class _Refusing(PairCalculator):
+    def calculate(self, *_: Any, **__: Any) -> None:
+        raise InputError("atoms of another kind")
 
 
 def _never(*_: Any) -> Any:

@@ -141,6 +141,8 @@ def distill(
     known = (teacher.potential or teacher.frozen) if isinstance(teacher, Calculator) else None
     cutoff = student_cutoff(structure, known.cutoff if known is not None else None)
     cell = supercell_for(structure, options, cutoff)
+    if not resume:
+        _remove_earlier(work)
     sample = _sampled(cell, teacher, options, work / SAMPLES, teacher_name, console)
     write_frames(sample.frames, work / FRAMES, overwrite=True)
     console.print(_sentence(cell, sample), highlight=False, soft_wrap=True)
@@ -175,14 +177,16 @@ def distill(
 def _prepare(work: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise InputError("--resume continues a distillation and --overwrite replaces it; give one of them")
-    if (
-        overwrite and (work / SAMPLES).exists()
-    ):  # only what a distillation left: nobody else's files are removed
+    new_directory(work, overwrite=resume or overwrite)
+
+
+def _remove_earlier(work: Path) -> None:
+    """What an earlier distillation left; nobody else's files are removed."""
+    if (work / SAMPLES).exists():
         for name in (SAMPLES, FRAMES, HELD_OUT, SUMMARY, REPORT):
             (work / name).unlink(missing_ok=True)
         for folder in work.glob("dynamics-*"):
             shutil.rmtree(folder)
-    new_directory(work, overwrite=resume or overwrite)
 
 
 def _sampled(
