@@ -364,15 +364,16 @@ def test_nothing_is_left_of_the_runs_that_are_replaced(
     several, out = systems(MDSettings("nve", steps=2)), tmp_path / "run"
     run_md_together(several, calculator, out)
     (out / "s2" / "notes.txt").write_text("mine")
-    (out / "elsewhere").mkdir()
-    (out / "elsewhere" / TABLE).write_text("no run, for it has no checkpoint")
+    run_md(
+        crystal(), calculator, MDSettings("nve", steps=1, temperature=100.0), out / "elsewhere"
+    )  # somebody else's
     with pytest.raises(InputError, match="moves one system at a time"):
         run_md_together(systems(MDSettings("npt", steps=2), crystal()), calculator, out, overwrite=True)
     assert all((out / system.name / FINAL).is_file() for system in several)
     run_md_together(several[:2], calculator, out, overwrite=True)
     assert {path.name for path in out.iterdir()} == {"s0", "s1", "s2", "elsewhere", RUNS}
     assert [path.name for path in (out / "s2").iterdir()] == ["notes.txt"]
-    assert (out / "elsewhere" / TABLE).is_file()
+    assert (out / "elsewhere" / CHECKPOINT).is_file()
 
 
 @pytest.mark.parametrize(

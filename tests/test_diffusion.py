@@ -157,10 +157,12 @@ def test_runs_at_two_temperatures_go_on_to_the_same_result(tmp_path: Path) -> No
             liquid(), calculator, replace(LIQUID, temperatures=(-1.0,)), tmp_path / "whole", overwrite=True
         )
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {"250K", "400K"}
+    (tmp_path / "whole" / "250K").rename(tmp_path / "whole" / "mine")
+    (tmp_path / "stopped" / "250K").rename(tmp_path / "whole" / "1e+03K")
     diffusion(
         liquid(), calculator, replace(LIQUID, temperatures=(400.0,)), tmp_path / "whole", overwrite=True
     )
-    assert {path.name for path in (tmp_path / "whole").iterdir()} == {"400K"}
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {"400K", "mine"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ potential, which is what a GPU wants.
 
 from __future__ import annotations
 
+import csv
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -166,8 +167,9 @@ def run_md_together(
             runs.append(Run(atoms, system.settings, rng, arrays, facts, potential))
     if not resume:
         new_directory(out, overwrite=overwrite)
-        records.remove_other_runs(out, {system.name for system in systems})
-        (out / TABLE).unlink(missing_ok=True)
+        records.remove_other_runs(out, _names_in(out / TABLE), [system.name for system in systems])
+        # So that also those of a batch that is killed are known.
+        _write_table(out / TABLE, systems, {system.name: {} for system in systems}, {})
     with ExitStack() as files, stop_at_signal() as stop:
         members = []
         for system, run, (*_, facts) in zip(systems, runs, starts, strict=True):
@@ -334,6 +336,14 @@ def _finish(member: _Member) -> dict[str, Any]:
     last = records.snapshot(run.atoms, step=run.step, time_fs=run.time)
     write_structure(last, member.out / records.FINAL)
     return write_summary(run, member.out, stopped="interrupted" if member.goes_on else None)
+
+
+def _names_in(path: Path) -> list[str]:
+    """The systems of an earlier batch."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        return [row["name"] for row in csv.DictReader(file) if row.get("name")]
 
 
 def _write_table(

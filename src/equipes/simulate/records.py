@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -193,12 +193,14 @@ def remove_old_records(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def remove_other_runs(folder: Path, names: Collection[str]) -> None:
-    """Delete the runs in `folder` that are not among `names`: what runs wrote, and their directories if nothing else is
-    there. Directories without a checkpoint are somebody else's."""
-    for checkpoint in folder.glob(f"*/{CHECKPOINT}"):
-        where = checkpoint.parent
-        if where.name not in names and not where.is_symlink():
+def remove_other_runs(folder: Path, earlier: Iterable[str], names: Collection[str]) -> None:
+    """Delete those of the `earlier` runs in `folder` that are not among `names`.
+
+    What runs write is deleted, and their directories if nothing else is there.
+    """
+    for name in earlier:
+        where = folder / name
+        if name not in names and Path(name).name == name and (where / CHECKPOINT).is_file():
             remove_old_records(where)
             with suppress(OSError):
                 where.rmdir()

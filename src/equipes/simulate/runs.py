@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,8 @@ from equipes.simulate.md import run_md
 from equipes.simulate.processes import Stopped, processes_for_runs, spread
 from equipes.simulate.records import Row
 from equipes.simulate.settings import MDSettings
+
+_TEMPERATURE = re.compile(r"[0-9.e+]+K")
 
 
 def run_all(
@@ -30,7 +33,7 @@ def run_all(
 ) -> tuple[dict[str, dict[str, Any]], bool]:
     """Run each of `settings` in a directory of `folder` with its name, as `run_md` does.
 
-    With `overwrite` further runs that are in `folder` are removed.
+    With `overwrite` runs at other temperatures that are in `folder` are removed (`300K` and such).
 
     With more threads than one, and a number of runs that keeps them busy, the runs have a process each.
 
@@ -65,7 +68,8 @@ def run_all(
             for name in settings:
                 summaries[name] = next(found)
                 if overwrite:  # not before something is there in their place
-                    records.remove_other_runs(folder, settings)
+                    there = [path.name for path in folder.iterdir() if _TEMPERATURE.fullmatch(path.name)]
+                    records.remove_other_runs(folder, there, settings)
     except Stopped:
         return summaries, True
     return summaries, False
