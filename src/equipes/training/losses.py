@@ -27,9 +27,14 @@ TERMS = ("energy", "forces", "stress")
 class Predicted(Protocol):
     """The fields of `equipes.Prediction` that the loss reads."""
 
-    energy: Tensor
-    forces: Tensor | None
-    virial: Tensor | None
+    @property
+    def energy(self) -> Tensor: ...
+
+    @property
+    def forces(self) -> Tensor | None: ...
+
+    @property
+    def virial(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,11 @@ class PaddedGraph(AtomGraph):
         return self.cell_volumes
 
     @property
-    def sender_pointer(self) -> Tensor:  # type: ignore[override]
+    def sender_pointer(self) -> Tensor:
         return self.edges_of_senders
 
     @property
-    def _crosses_boundaries(self) -> bool:  # type: ignore[override]
+    def _crosses_boundaries(self) -> bool:
         return True  # at least in the padding
 
     def species_groups(self, types: Tensor, n_species: int) -> SpeciesGroups:
