@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import tape
 from equipes.data import GraphDataset, LabelledGraph
 from equipes.errors import InputError
-from equipes.models import Potential, build
+from equipes.models import Potential, build, load
 from equipes.models.device_padding import RECORDERS, Room
 from equipes.nn.adapters import LowRankAdapters, adaptable
-from equipes.training import recorded
-from equipes.training.config import TrainConfig
+from equipes.training import recorded, train
+from equipes.training.config import Config, TrainConfig
 from equipes.training.losses import Loss, label_counts, weighted_mean
 from equipes.training.module import TrainingModule
 from equipes.training.optimizers import Moves, set_learning_rate
 from equipes.training.padding import PaddedBatch, room_for
 from equipes.training.recorded import RecordedStep, can_record
 from equipes.training.stream import Batch, BatchStream
-from training_samples import uneven_frames
+from training_samples import ethanol, uneven_frames
 
 PLAIN_FILL = PaddedBatch.fill
 SPECIES = ["N", "H", "C", "O"]  # the first does not occur
@@ -253,7 +256,7 @@ def test_recorded_steps_of_soap(
     for plain in (False, True):
         if plain:
             monkeypatch.setattr(RecordedStep, "update", lambda self: None)
-        modules.append(module_of(make("mace"), dataset, optimizer="soap", **CHANGING))
+        modules.append(module_of(make("schnet"), dataset, optimizer="soap", **CHANGING))
         told.append(steps(modules[-1], BatchStream(dataset, 3, 0), 6))
     assert_equal(*modules, told)
 
@@ -390,3 +393,47 @@ def test_a_loss_that_is_not_finite_is_told_with_its_frames(
     first = dataset.frames[int(batch.labelled.frame[0])].label
     with pytest.raises(InputError, match=f"with {first} in the batch"):
         module.training_step(batch, 3)
+
+
+class Died(BaseException):
+    """A death at a chosen moment."""
+
+
+class DieAt(pl.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        assert module._recorded is not None and module._recorded._updates
+        if module.state.step == self.step:
+            raise Died
+
+
+def test_a_whole_training(tmp_path: Path, recording: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded, killed and resumed in another process's place: the rows and the model of plain steps."""
+    tree = ethanol(optimizer="adamw", checkpoint_every_minutes=0).model_dump(exclude_unset=True)
+    tree["model"]["dtype"] = "float64"
+    config = Config.model_validate(tree)
+    quiet = {"console": Console(quiet=True)}
+    warnings.simplefilter("default")
+    with pytest.raises(Died):
+        train(config, tmp_path / "recorded", callbacks=[DieAt(6)], **quiet)
+    before = len(recording)
+    train(config, tmp_path / "recorded", resume=True, callbacks=[DieAt(100)], **quiet)
+    assert before >= 2 and len(recording) >= before + 2
+    kept = load(tmp_path / "recorded" / "model.safetensors")
+    # It is the same training whether its steps are recorded or not.
+    tree["train"]["record_steps"] = False
+    config = Config.model_validate(tree)
+    train(config, tmp_path / "recorded", resume=True, **quiet)
+    train(config, tmp_path / "plain", **quiet)
+    rows = [
+        list(csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines()))
+        for name in ("recorded", "plain")
+    ]
+    for one, other in zip(*rows, strict=True):
+        for column in ("step", "train_loss", "val_loss", "val_forces_mae_mev_per_ang"):
+            assert float(one[column] or 0) == pytest.approx(float(other[column] or 0), rel=1e-8), column
+    expected = load(tmp_path / "plain" / "model.safetensors")
+    for a, b in zip(kept.parameters(), expected.parameters(), strict=True):
+        assert (a - b).abs().max().item() <= 1e-8 * b.abs().max().item()

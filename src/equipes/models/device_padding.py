@@ -156,8 +156,8 @@ def _cuda_graph(
     with torch.cuda.device(device):
         # Derivatives of earlier steps that wait to be collected would draw the streams of those into the recording.
         gc.collect()
-        # First calls compile kernels and set up libraries, which no recording may contain; on a stream of their own,
-        # as torch asks for.
+        # First calls compile kernels and set up libraries, which no recording may contain: not on the default stream,
+        # as torch asks for, and on that of the recording, since autograd and cuBLAS remember where they worked.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -168,7 +168,7 @@ def _cuda_graph(
                 tensor.detach().copy_(values)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
             result = function()
     return graph.replay, result
 

@@ -14,7 +14,7 @@ from equipes.data import LabelledGraph
 from equipes.errors import InputError
 from equipes.models import Potential
 from equipes.training.config import TrainConfig
-from equipes.training.ema import average_of, update_average
+from equipes.training.ema import average_of, averaged_together, update_average
 from equipes.training.losses import Loss, weighted_mean
 from equipes.training.optimizers import Moves, build_optimizer, set_learning_rate
 from equipes.training.recorded import Part, RecordedStep, can_record
@@ -69,11 +69,7 @@ class TrainingModule(pl.LightningModule):
         self._moved: list[Tensor] = []
         self._recorded: RecordedStep | None = None
         self._trainable = [parameter for parameter in potential.parameters() if parameter.requires_grad]
-        self._averages = [
-            average
-            for average, parameter in zip(self.average.parameters(), potential.parameters(), strict=True)
-            if parameter.requires_grad
-        ]
+        self._averages = averaged_together(self.average, potential)
 
     def configure_optimizers(self) -> Optimizer:
         self.optimizer = build_optimizer(self.potential.model, self.settings, self.moves)
@@ -131,7 +127,8 @@ class TrainingModule(pl.LightningModule):
             optimizer.step()
             if self.adapters is not None:
                 self.adapters.merge()
-        update_average(self._averages, self._trainable, state.step, self.settings.ema_decay)
+        for averages, weights in self._averages:
+            update_average(averages, weights, state.step, self.settings.ema_decay)
         state.step += 1
         state.loss_steps += 1
 
@@ -193,7 +190,7 @@ class TrainingModule(pl.LightningModule):
         """Add up the loss without waiting for a GPU, and see that it is finite."""
         self.last_loss = loss
         if self._loss_sum is None:
-            self._loss_sum = torch.tensor(self.state.loss_sum, dtype=torch.float64, device=loss.device)
+            self._loss_sum = torch.full((), self.state.loss_sum, dtype=torch.float64, device=loss.device)
         self._loss_sum += loss
         self._unchecked.append((loss, norm, labelled))
         # The first step is checked at once: an optimizer begins with its gradient.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
@@ -51,11 +52,12 @@ class _AdamWMover:
     def move(self, numbers: Tensor) -> None:
         groups = self._optimizer.param_groups
         kept = [{key: group[key] for key in ("lr", "capturable")} for group in groups]
-        # The fused kernel of GPUs reads float32.
+        # The fused kernel of GPUs reads float32, and wants to be told when it is recorded, but only then.
         rates = numbers.float() if numbers.is_cuda else numbers
+        recorded = numbers.is_cuda and torch.cuda.is_current_stream_capturing()
         try:
             for group, (rate,) in zip(groups, rates, strict=True):
-                group.update(lr=rate, capturable=True)
+                group.update(lr=rate, capturable=recorded)
             self._optimizer.step()
         finally:
             for group, values in zip(groups, kept, strict=True):
