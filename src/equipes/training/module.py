@@ -88,6 +88,11 @@ class TrainingModule(pl.LightningModule):
     def _there(self, batch: Batch, device: torch.device) -> Batch:
         return batch if device.type == "cpu" else batch.to(device)
 
+    @property
+    def records_steps(self) -> bool:
+        """Whether steps were recorded so far, and the device did not refuse."""
+        return self._recorded is not None and not self._recorded.refused
+
     def _is_recorded(self, device: torch.device) -> bool:
         """Whether steps are recorded; several processes average their gradients, which cannot be."""
         if self._recorded is not None and self._recorded.refused:
