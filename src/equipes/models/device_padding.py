@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -150,6 +151,12 @@ class Recorder(Protocol):
         """What plays it, and the result, which playing writes over; for the arguments see `Replay`."""
 
 
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings, as memory is shared among those of one stream only."""
+    return torch.cuda.Stream(device)
+
+
 def _cuda_graph(
     function: Callable[[], Result], device: torch.device, *, touched: Sequence[Tensor], pool: Any
 ) -> tuple[Callable[[], None], Result]:
@@ -158,7 +165,7 @@ def _cuda_graph(
         gc.collect()
         # First calls compile kernels and set up libraries, which no recording may contain: not on the default stream,
         # as torch asks for, and on that of the recording, since autograd and cuBLAS remember where they worked.
-        stream = torch.cuda.Stream()
+        stream = _recording_stream(device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             before = [tensor.detach().clone() for tensor in touched]

@@ -233,7 +233,7 @@ class NequIP(Architecture):
         for layer in self.layers:
             x = layer(x, self.embedding, species_groups, radial, harmonics, sender_norm, graph)
         energies = self.readout(x).squeeze(1).double()  # [N]
-        energies = energies * self.scales[types] + self.shifts[types]
+        energies = energies * self.scales.index_select(0, types) + self.shifts.index_select(0, types)
         if self.zbl is not None:
             energies = energies + self.zbl(types, lengths, reduced, graph)
         return energies

@@ -11,7 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +24,8 @@ from equipes.models.device_padding import Room, bucket
 from equipes.training.stream import Batch
 
 Shapes = Mapping[str, tuple[int, ...]]
+# Of 8 bytes: tensors of torch begin at multiples of 128 bytes or more, which kernels are compiled for.
+_ALIGNED = 16
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class PaddedBatch:
             "volumes": (s,), "energy": (s,), "joint_counts": (3,), "weights": (3,),
         }  # fmt: skip
         self._on_device = [
-            torch.zeros(_length(shapes), dtype=dtype, device=device)
+            torch.zeros(_places(shapes)[-1], dtype=dtype, device=device)
             for shapes, dtype in ((self._integers, torch.int64), (self._numbers, torch.float64))
         ]
         own = self._views(*self._on_device)
@@ -133,7 +138,8 @@ class PaddedBatch:
         self.labelled = LabelledGraph(graph, own["energy"], own["forces"], own["stress"], own["frame"])
         self.joint_counts, self.weights = own["joint_counts"], own["weights"]
 
-    def _views(self, integers: Tensor, numbers: Tensor) -> dict[str, Tensor]:
+    def _views(self, integers: Any, numbers: Any) -> dict[str, Any]:
+        """Of two tensors or arrays."""
         return {**_views(integers, self._integers), **_views(numbers, self._numbers)}
 
     def fill(self, batch: Batch, types: Tensor, weights: Tensor) -> None:
@@ -151,52 +157,52 @@ class PaddedBatch:
         # Memory that a GPU can fetch from by itself. It is not used again before that has happened: torch sees to it.
         pinned = self.device.type == "cuda"
         host = [torch.empty(len(own), dtype=own.dtype, pin_memory=pinned) for own in self._on_device]
-        own = self._views(*host)
+        # As arrays, which are several times as fast as tensors where there is little to do.
+        own: dict[str, np.ndarray] = self._views(*(tensor.numpy() for tensor in host))
 
         _fill(own["types"], types, int(types[0]))
         _fill(own["numbers"], graph.numbers, int(graph.numbers[0]))
         _fill(own["structure"], graph.structure, s)
+        own["sizes"][:] = np.bincount(own["structure"], minlength=s + 1)
         _fill(own["positions"], graph.positions, 0.0)
-        _fill(own["cell"], graph.cell, 0.0)
-        own["cell"][s] = 2 * self.cutoff * torch.eye(3)
+        _fill(own["cell"], graph.cell, 2 * self.cutoff * np.eye(3))
         _fill(own["volumes"], graph.volumes, (2 * self.cutoff) ** 3)
-        _fill(own["sizes"], graph.atoms_per_structure, room.atoms - n)
 
         # The same number for each atom of the padding: a kernel takes as long as its longest row.
-        spread = n + torch.arange(room.edges - e) * (room.atoms - n) // max(room.edges - e, 1)
-        own["receiver"][:e], own["receiver"][e:] = graph.receiver, spread
-        own["sender"][:e], own["sender"][e:] = graph.sender, spread
-        _fill(own["shift"], graph.shift, 0.0)
-        own["shift"][e:, 0] = 1.0
-        ends = torch.arange(n, room.atoms + 1)
-        for name, pointer in (("row_pointer", graph.row_pointer), ("sender_pointer", graph.sender_pointer)):
-            own[name][:n] = pointer[:n]
-            own[name][n:] = e + torch.searchsorted(spread, ends)
-        own["sender_order"][:e] = graph.sender_order
-        own["sender_order"][e:] = torch.arange(e, room.edges)
+        spread = n + np.arange(room.edges - e) * (room.atoms - n) // max(room.edges - e, 1)
+        for ends, pointer, given in (
+            ("receiver", "row_pointer", graph.receiver),
+            ("sender", "sender_pointer", graph.sender),
+        ):
+            _fill(own[ends], given, spread)
+            own[pointer][0] = 0
+            np.cumsum(np.bincount(own[ends], minlength=room.atoms), out=own[pointer][1:])
+        _fill(own["shift"], graph.shift, (1.0, 0.0, 0.0))
+        _fill(own["sender_order"], graph.sender_order, np.arange(e, room.edges))
 
-        _fill(own["energy"], batch.labelled.energy, math.nan)
-        _fill(own["forces"], batch.labelled.forces, math.nan)
-        _fill(own["stress"], batch.labelled.stress, math.nan)
-        _fill(own["frame"], batch.labelled.frame, -1)
-        own["joint_counts"].copy_(batch.joint_counts)
-        own["weights"].copy_(weights)
+        labelled = batch.labelled
+        _fill(own["energy"], labelled.energy, math.nan)
+        _fill(own["forces"], labelled.forces, math.nan)
+        _fill(own["stress"], labelled.stress, math.nan)
+        _fill(own["frame"], labelled.frame, -1)
+        _fill(own["joint_counts"], batch.joint_counts, 0.0)
+        _fill(own["weights"], weights, 0.0)
         if room.groups:
-            self._group(own["groups"], own["slot"], types)
+            self._group(own["groups"], own["slot"], own["types"][:n])
         for there, here in zip(self._on_device, host, strict=True):
             there.copy_(here, non_blocking=True)
 
-    def _group(self, groups: Tensor, slot: Tensor, types: Tensor) -> None:
+    def _group(self, groups: np.ndarray, slot: np.ndarray, types: np.ndarray) -> None:
         """Sort the atoms into the groups. What room is left holds the last atom, and one of these places is that of all
         atoms of the padding."""
-        found = SpeciesGroups.of(types, len(self.room.groups))
-        groups.fill_(self.room.atoms - 1)
+        groups[:] = self.room.atoms - 1
         start, free = 0, -1
-        for atoms, size in zip(found.atoms, self.room.groups, strict=True):
+        for species, size in enumerate(self.room.groups):
+            atoms = np.flatnonzero(types == species)
             if len(atoms) > size:
                 raise ValueError(f"{len(atoms)} atoms of a species have no room in {self.room}")
             groups[start : start + len(atoms)] = atoms
-            slot[atoms] = torch.arange(start, start + len(atoms))
+            slot[atoms] = np.arange(start, start + len(atoms))
             if len(atoms) < size:
                 free = start + len(atoms)
             start += size
@@ -205,15 +211,20 @@ class PaddedBatch:
         slot[len(types) :] = free
 
 
-def _length(shapes: Shapes) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
+def _places(shapes: Shapes) -> list[int]:
+    """Where each begins, and where all end: at multiples of what kernels load at once."""
+    lengths = [math.ceil(math.prod(shape) / _ALIGNED) * _ALIGNED for shape in shapes.values()]
+    return [0, *accumulate(lengths)]
 
 
-def _views(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
-    parts = flat.split([math.prod(shape) for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+def _views(flat: Any, shapes: Shapes) -> dict[str, Any]:
+    return {
+        name: flat[place : place + math.prod(shape)].reshape(shape)
+        for (name, shape), place in zip(shapes.items(), _places(shapes), strict=False)
+    }
 
 
-def _fill(buffer: Tensor, values: Tensor, rest: float) -> None:
-    buffer[: len(values)] = values
-    buffer[len(values) :] = rest
+def _fill(buffer: np.ndarray, values: Tensor, rest: Any) -> None:
+    given = values.numpy()
+    buffer[: len(given)] = given
+    buffer[len(given) :] = rest

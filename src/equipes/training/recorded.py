@@ -165,9 +165,10 @@ class RecordedStep:
     def _recording(self, number: int, part: Part) -> _Recording | None:
         """The recording for one of the parts, with the part in its memory; None if it is not to be recorded."""
         graph, model = part.batch.labelled.graph, self.potential.model
-        if graph.n_edges > RECORDED_EDGES:
-            return None
         types, terms = self._types[graph.numbers], part.terms()
+        # What the potential would refuse, the plain step refuses.
+        if graph.n_edges > RECORDED_EDGES or graph.cutoff < self.potential.cutoff or int(types.min()) < 0:
+            return None
         need = room_for(part.batch, types, len(self.potential.species), grouped=model.GROUPS_SPECIES)
         fitting = [
             each
