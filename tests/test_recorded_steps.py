@@ -333,12 +333,18 @@ def test_what_is_not_recorded(dataset: GraphDataset, recording: list[Any], monke
         assert_equal(one, other, told)
         padded = [each.padded.room.edges for each in one._recorded._recordings]  # type: ignore[union-attr]
         assert len(padded) == 2 if name == "MOST_RECORDINGS" else max(padded) < 200 and padded
+    known = build("schnet", ["H", "C"], {**MODELS["schnet"][1], "r_max": 4.0}, dtype="float64")
+    module = module_of(known.train(), dataset)
     with pytest.raises(InputError, match="does not know O"):
-        known = build("schnet", ["H", "C"], {**MODELS["schnet"][1], "r_max": 4.0}, dtype="float64")
-        steps(module_of(known.train(), dataset), BatchStream(dataset, 9, 0), 1)
+        steps(module, BatchStream(dataset, 9, 0), 1)
     assert not can_record(make("ani"), torch.device("cpu"))
     module = module_of(make("schnet"), dataset, record_steps=False)
     assert not module._is_recorded(torch.device("cpu"))
+    module = module_of(make("schnet"), dataset)
+    assert module._is_recorded(torch.device("cpu"))
+    with monkeypatch.context() as several:
+        several.setattr(pl.Trainer, "world_size", 2)
+        assert not module._is_recorded(torch.device("cpu"))
     monkeypatch.delitem(RECORDERS, "cpu")
     assert not can_record(make("schnet"), torch.device("cpu"))
 
