@@ -169,10 +169,12 @@ def _cuda_graph(
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             before = [tensor.detach().clone() for tensor in touched]
-            for _ in range(2):
-                function()
-            for tensor, values in zip(touched, before, strict=True):
-                tensor.detach().copy_(values)
+            try:
+                for _ in range(2):
+                    function()
+            finally:
+                for tensor, values in zip(touched, before, strict=True):
+                    tensor.detach().copy_(values)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream):

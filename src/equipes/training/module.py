@@ -97,8 +97,8 @@ class TrainingModule(pl.LightningModule):
         """Whether steps are recorded; several processes average their gradients, which cannot be."""
         if self._recorded is not None and self._recorded.refused:
             return False
-        alone = self.trainer.world_size == 1
-        return self.settings.record_steps and alone and can_record(self.potential, device)
+        able = self.settings.record_steps and can_record(self.potential, device)
+        return able and self.trainer.world_size == 1
 
     def weights(self, progress: float) -> Tensor:
         """[3]: the weights of the energy, forces and stress terms."""
