@@ -18,6 +18,7 @@ from torch import Tensor
 import tape
 from equipes.data import GraphDataset, LabelledGraph
 from equipes.errors import InputError
+from equipes.kernels import triton
 from equipes.models import Potential, build, load
 from equipes.models.device_padding import RECORDERS, Room
 from equipes.nn.adapters import LowRankAdapters, adaptable
@@ -120,6 +121,36 @@ def test_padding_adds_nothing(
             assert (one is None) == (other is None)
             if one is not None:
                 assert (one - other).abs().max().item() <= 1e-12 * other.abs().max().item()
+
+
+@pytest.mark.skipif(not triton.installed(), reason="Triton is not installed")
+def test_the_kernels_of_gpus_give_padding_no_gradient(
+    dataset: GraphDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's interpreter: each row of edges is written, also those of the padding."""
+    shape = {
+        "num_layers": 2,
+        "l_max": 1,
+        "num_features": 2,
+        "num_bessels": 3,
+        "radial_mlp_width": 2,
+        "r_max": 4.0,
+    }
+    potential = build("nequip", ["H", "O"], shape, dtype="float64", seed=1).train()
+    parameters = [parameter for parameter in potential.parameters() if parameter.requires_grad]
+    batch, loss = batch_of(dataset, [0]), Loss("mse", 1.3)
+    graph = batch.labelled.graph
+    types = potential.type_of_number[graph.numbers]
+    room = Room(graph.n_atoms + 2, graph.n_edges + 3, 2, (4, 2))
+    padded = PaddedBatch(room, 4.0, torch.device("cpu"))
+    padded.fill(batch, types, torch.ones(3))
+    monkeypatch.setenv("EQUIPES_KERNEL", "reference")
+    expected = torch.autograd.grad(loss.sums(potential(graph), batch.labelled)[:2].sum(), parameters)
+    monkeypatch.setenv("EQUIPES_KERNEL", "triton")
+    prediction = potential.evaluate(padded.types, padded.labelled.graph)
+    found = torch.autograd.grad(loss.sums(prediction, padded.labelled)[:2].sum(), parameters)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max().item() <= 1e-11 * other.abs().max().item()
 
 
 def test_what_has_no_room_is_refused(dataset: GraphDataset) -> None:
