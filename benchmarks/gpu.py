@@ -9,7 +9,8 @@ Diamond silicon, float32. `ASE call` is energy, forces and stress through the ca
 steps of `DeviceDynamics` (constant energy, 300 K, 1 fs), which stay on the device. The largest system is found by
 doubling until memory runs out, one energy and force evaluation each; bytes an atom are the peak of torch's allocator on
 a GPU, and in any case what the sweeps count for themselves. Training steps are `TrainingModule.training_step` as in
-training_step.py.
+training_step.py, with the batch's way to the GPU, a step begun before the one before it has ended; `recorded` ones are
+those of small batches by default, `plain` ones those of `train.record_steps: false`.
 """
 
 from __future__ import annotations
@@ -212,8 +213,10 @@ def largest(frozen: DevicePotential, options: argparse.Namespace) -> list[dict[s
     return rows
 
 
-def training(case: str, batch_size: int, name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The median training step of a model of training_step.py."""
+def training(
+    case: str, batch_size: int, name: str, options: argparse.Namespace, *, record: bool
+) -> dict[str, Any]:
+    """The median of blocks of training steps of a model of training_step.py, for one step."""
     device = torch.device(options.device)
     shapes: dict[str, Any] = dict(TRAINED[name])
     if options.quick:
@@ -242,6 +245,7 @@ def training(case: str, batch_size: int, name: str, options: argparse.Namespace)
                     "max_steps": 30,
                     "validate_every": 1000,
                     "stress_weight": 0.0,
+                    "record_steps": record,
                 },
             }
         ).train,
@@ -261,14 +265,21 @@ def training(case: str, batch_size: int, name: str, options: argparse.Namespace)
     module.configure_optimizers()
     batch = LabelledGraph.batch(graphs)
     counts = label_counts(batch)
-    ready = module.transfer_batch_to_device(Batch(batch, counts, counts), device, 0)
-    times = seconds(lambda: module.training_step(ready, 0), device, options)
+    block = 2 if options.quick else 20
+
+    def steps() -> None:
+        for _ in range(block):
+            ready = module.transfer_batch_to_device(Batch(batch, counts, counts), device, 0)
+            module.training_step(ready, 0)
+
+    times = [duration / block for duration in seconds(steps, device, options)]
     return {
         "model, batch": f"{name}, {case}",
+        "steps are": "recorded" if module.records_steps else "plain",
         "atoms": batch.graph.n_atoms,
         "edges": batch.graph.n_edges,
         "ms": tables.milliseconds(times),
-        "steps": len(times),
+        "steps": block * len(times),
     }
 
 
@@ -320,7 +331,13 @@ def main() -> None:
     if "training" in parts:
         cases = STEPS[:1] if options.quick else STEPS
         models = ["a"] if options.quick else ["a", "mace"]
-        found = [training(case, size, each, options) for each in models for case, size in cases]
+        ways = (True, False) if device.type == "cuda" else (False,)
+        found = [
+            training(case, size, each, options, record=record)
+            for each in models
+            for case, size in cases
+            for record in ways
+        ]
         table("Training step, float32, medians", found, "training")
     facts = machine.conditions(("equipes", "torch", "triton", "lightning", "ase", "vesin"))
     facts |= {"device": _device_name(device), "model": name, "cuda": torch.version.cuda}

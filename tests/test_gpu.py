@@ -12,6 +12,7 @@ from ase.build import bulk
 from torch import Tensor
 
 from equipes import AtomGraph, Calculator
+from equipes.data import GraphDataset
 from equipes.device_neighbors import neighbors_on_device
 from equipes.graph import lattice_box
 from equipes.kernels import kernel_name
@@ -21,10 +22,14 @@ from equipes.models.device_geometry import DeviceAtoms
 from equipes.models.device_padding import PaddedAtoms, Replay, Room
 from equipes.models.frozen import describe_potential
 from equipes.simulate.device_dynamics import DeviceDynamics
+from equipes.training.stream import BatchStream
 from test_device_dynamics import far, moving
 from test_device_frozen import NAMES
 from test_device_steps import far_from_home, rattled
 from test_frozen import differences, ensemble, graph_of, make
+from test_recorded_steps import CHANGING, RECORDED, module_of, steps
+from test_recorded_steps import make as trainable
+from training_samples import uneven_frames
 
 pytestmark = [
     pytest.mark.gpu,
@@ -216,3 +221,45 @@ def test_a_training_step_gives_the_gradients_of_the_cpu() -> None:
     torch.testing.assert_close(
         gradients[1], gradients[0], rtol=0, atol=1e-9 * float(gradients[0].abs().max())
     )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "soap"])
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_training_steps_are_the_steps(
+    name: str, optimizer: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Batches of several sizes, weights, rates and clipping that change. SOAP follows its first five steps only to
+    a percent: axes without curvature are turned by round-off."""
+    dataset = GraphDataset(uneven_frames(), 4.0)
+    number = 10 if optimizer == "adamw" else 5
+    told, ends = [], []
+    for record in (True, False):
+        module = module_of(
+            trainable(name).to("cuda"), dataset, record_steps=record, optimizer=optimizer, **CHANGING
+        )
+        told.append(steps(module, BatchStream(dataset, 3, 0), number))
+        assert module.records_steps == record
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in module.potential.parameters()]))
+    assert not [w for w in recwarn.list if "not recorded" in str(w.message)]
+    # The fused kernel reads learning rates as float32.
+    tolerance = 1e-5 if optimizer == "adamw" else 1e-2
+    for (loss, _), (expected, _) in zip(*told, strict=True):
+        assert abs(loss - expected) < tolerance * expected
+    moved = ends[1] - torch.cat([p.detach().flatten() for p in trainable(name).parameters()]).cuda()
+    assert float((ends[0] - ends[1]).abs().max()) < tolerance * float(moved.abs().max())
+
+
+def test_a_recorded_training_step_waits_for_nothing() -> None:
+    dataset = GraphDataset(uneven_frames(), 4.0)
+    for optimizer in ("adamw", "soap"):
+        module = module_of(trainable("nequip").to("cuda"), dataset, optimizer=optimizer)
+        stream = BatchStream(dataset, 3, 0)
+        batches = [stream._batch(0, 0, 1) for _ in range(4)]
+        for batch in batches[:3]:  # the plain step, both recordings, and one that is played
+            module.training_step(batch, 0)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            module.training_step(batches[3], 0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -234,7 +234,7 @@ class SevenNet(Architecture):
         first, second = self.readout
         energies = second(first(x, modality)).squeeze(1).double()  # [N]
         scales, shifts = (own if own.dim() == 1 else own[modality] for own in (self.scales, self.shifts))
-        return energies * scales[types] + shifts[types]
+        return energies * scales.index_select(0, types) + shifts.index_select(0, types)
 
     def envelope(self, lengths: Tensor) -> Tensor:
         """`[E]`: the cutoff function times 2π/r_max², the factor of the basis that the published weights carry."""

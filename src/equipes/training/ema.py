@@ -17,6 +17,16 @@ def average_of(model: Model) -> Model:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
+def averaged_together(average: nn.Module, model: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """The averages with the trainable weights of `model`; those of one number type take one launch on a GPU."""
+    pairs = zip(average.parameters(), model.parameters(), strict=True)
+    trained = [(mean, weight) for mean, weight in pairs if weight.requires_grad]
+    return [
+        ([mean for mean, _ in trained if mean.dtype == dtype], [w for _, w in trained if w.dtype == dtype])
+        for dtype in dict.fromkeys(mean.dtype for mean, _ in trained)
+    ]
+
+
 @torch.no_grad()
 def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], step: int, decay: float) -> None:
     """`average += (1 - d) (weights - average)` with d = min(decay, (1 + step) / (10 + step)).
