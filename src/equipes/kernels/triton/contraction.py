@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import count
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor
@@ -44,37 +44,34 @@ class Node:
         return (self.coefficient is not None) + sum(child.size() for child in self.children.values())
 
 
-# Of each component of m the monomials by their first factor.
-Trees = dict[int, dict[int, Node]]
-
-
-def trees(table: PolynomialTable) -> Trees:
-    """The monomials of each component of m as a tree of their ascending factors."""
-    roots: dict[int, Node] = {}
-    for factors, begin in table.degrees:
-        for t, monomial in enumerate(factors.tolist()):
-            for e in range(int(begin[t]), int(begin[t + 1])):
-                node = roots.setdefault(int(table.output[e]), Node())
-                for factor in sorted(monomial):
-                    node = node.children.setdefault(factor, Node())
-                if node.coefficient is not None:
-                    raise ValueError("a monomial of the symmetric contraction occurs twice")
-                node.coefficient = e
-    return {component: roots[component].children for component in sorted(roots)}
+# Of each component of m the root of its monomials.
+Trees = dict[int, Node]
 
 
 def parts(table: PolynomialTable, most: int) -> list[Trees]:
-    """The trees dealt out so that each part has at most so many coefficients, or a single first factor."""
+    """The monomials of each component of m as trees of their ascending factors, dealt out to parts with about equal
+    numbers of coefficients, `most` of them at most."""
+    monomials = [
+        (int(table.output[e]), tuple(sorted(monomial)), e)
+        for factors, begin in table.degrees
+        for t, monomial in enumerate(factors.tolist())
+        for e in range(int(begin[t]), int(begin[t + 1]))
+    ]
+    # What begins with the same factors lies side by side.
+    monomials.sort()
+    n_parts = -(-len(monomials) // most)
+    bounds = [len(monomials) * k // n_parts for k in range(n_parts + 1)]
     result: list[Trees] = []
-    room = 0
-    for component, children in trees(table).items():
-        for factor, node in children.items():
-            size = node.size()
-            if not result or size > room:
-                result.append({})
-                room = most
-            result[-1].setdefault(component, {})[factor] = node
-            room -= size
+    for first, last in pairwise(bounds):
+        roots: Trees = {}
+        for component, monomial, e in monomials[first:last]:
+            node = roots.setdefault(component, Node())
+            for factor in monomial:
+                node = node.children.setdefault(factor, Node())
+            if node.coefficient is not None:
+                raise ValueError("a monomial of the symmetric contraction occurs twice")
+            node.coefficient = e
+        result.append(roots)
     return result
 
 
@@ -163,12 +160,12 @@ _ARGUMENTS = {"forward": ("m", "a", "c", "order"), "reverse": ("da", "a", "g", "
 def _factors(tree: Trees) -> list[int]:
     """The components of A that occur."""
 
-    def of(children: dict[int, Node]) -> Iterator[int]:
-        for factor, child in children.items():
+    def of(node: Node) -> Iterator[int]:
+        for factor, child in node.children.items():
             yield factor
-            yield from of(child.children)
+            yield from of(child)
 
-    return sorted({factor for children in tree.values() for factor in of(children)})
+    return sorted({factor for root in tree.values() for factor in of(root)})
 
 
 def _forward(table: PolynomialTable, tree: Trees, shape: Shape, *, add: bool) -> Kernel:
@@ -186,7 +183,7 @@ def _forward(table: PolynomialTable, tree: Trees, shape: Shape, *, add: bool) ->
         return total
 
     for component in range(table.outputs):
-        text.store("m", component, value(Node(None, tree.get(component, {}))))
+        text.store("m", component, value(tree.get(component, Node())))
     return text.finish()
 
 
@@ -206,15 +203,15 @@ def _reverse(table: PolynomialTable, tree: Trees, shape: Shape, *, add: bool) ->
             total = text.add_product(total, a[factor], below)
         return total
 
-    for component, children in tree.items():
-        walk(Node(None, children), text.load("g", component))
+    for component, root in tree.items():
+        walk(root, text.load("g", component))
     for component in range(table.inputs):
         text.store("da", component, da.get(component))
     return text.finish()
 
 
 @lru_cache(maxsize=128)
-def kernels(table: PolynomialTable, shape: Shape, kind: str, most: int = MOST_COEFFICIENTS) -> list[Kernel]:
+def kernels(table: PolynomialTable, shape: Shape, kind: str, most: int) -> list[Kernel]:
     """The kernels that together are the "forward" or "reverse" pass; several of them add to zeros."""
     dealt = parts(table, most)
     write = {"forward": _forward, "reverse": _reverse}[kind]
@@ -247,7 +244,7 @@ def _run(
     """One launch for each species that has atoms, for each kernel."""
     shape = Shape.of(table, coefficients.shape[2], coefficients.dtype)
     given = {name: tensor.detach().contiguous() for name, tensor in rows.items()}
-    for code in kernels(table, shape, kind):
+    for code in kernels(table, shape, kind, MOST_COEFFICIENTS):
         for atoms, own in zip(groups, coefficients, strict=True):
             if len(atoms) == 0:
                 continue
@@ -261,4 +258,5 @@ def assemble(table: PolynomialTable, channels: int, dtype: torch.dtype, kind: st
     shape = Shape.of(table, channels, dtype)
     real = "*fp64" if shape.double else "*fp32"
     signature = {name: "*i64" if name == "order" else real for name in _ARGUMENTS[kind]}
-    return [assemble_kernel(code, signature, num_warps=shape.warps) for code in kernels(table, shape, kind)]
+    codes = kernels(table, shape, kind, MOST_COEFFICIENTS)
+    return [assemble_kernel(code, signature, num_warps=shape.warps) for code in codes]
