@@ -12,9 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 
 from command_line import run_forked
-from equipes.benchmark import Row, markdown, molecule_frames, published, rmd17_case, temperature_case
+from equipes.benchmark import (
+    Row,
+    markdown,
+    mlearn_case,
+    molecule_frames,
+    published,
+    rmd17_case,
+    temperature_case,
+)
 from equipes.benchmark.download import download_rmd17
 from equipes.data import Frame, read_frames, write_frames
 from equipes.errors import InputError
@@ -212,6 +221,37 @@ def test_published_figures_stand_beside_ours() -> None:
     hot = markdown([row(benchmark="3bpa", system="3bpa", n_train=450, test="1200K")])
     assert "| 3bpa | 450 | 1200K | *MACE, published* | 29.8 | | 62 | | |" in hot
     assert "energy RMSE, meV" in hot
+    crystal = markdown([row(benchmark="mlearn", system="Ge", n_train=206)])
+    assert "| Ge | 206 | test | *ACE (large), published* | | 2.2 | 51 | | |" in crystal
+
+
+def test_elements(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for part, count in (("train", 25), ("test", 3)):
+        frames = []
+        for index in range(count):
+            atoms = bulk("Ge", cubic=True)
+            moved = 0.05 * rng.normal(size=(8, 3))
+            moved -= moved.mean(0)
+            atoms.positions += moved
+            frames.append(
+                Frame(atoms, float(-36 + 3 * (moved**2).sum()), -6 * moved, None, None, "made", index)
+            )
+        write_frames(frames, tmp_path / f"Ge_{part}.xyz")
+    case = mlearn_case(tmp_path, "Ge")
+    assert case.data["n_val"] == [9, 19] and case.n_train == 23
+    assert sorted(case.data["n_train"] + case.data["n_val"]) == list(range(25))
+    result = equipes(
+        "benchmark", "mlearn", "--data", tmp_path, "--out", tmp_path / "out", "--element", "Ge", "--model",
+        "schnet", "--minutes", 0.02, "--set", "num_features=8", "--json", "-",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (found,) = json.loads(result.stdout)["rows"]
+    assert (found["system"], found["test"], found["n_train"]) == ("Ge", "test", 23)
+    with pytest.raises(InputError, match=r"no Cu_train\.xyz"):
+        mlearn_case(tmp_path, "Cu")
+    with pytest.raises(InputError, match="mlearn has no element 'Fe'"):
+        mlearn_case(tmp_path, "Fe")
 
 
 def test_published_figures_are_those_of_the_reference_data(shared_data: Path) -> None:

@@ -13,7 +13,7 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.lj import LennardJones
-from ase.io import write
+from ase.io import read, write
 
 import equipes
 from equipes.calculators import WithDispersion
@@ -179,3 +179,29 @@ def test_commands_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert energies[0] - energies[1] == pytest.approx(silicon.get_potential_energy(), rel=1e-2)
     assert "D3(BJ) of PBE" in json.loads(Path("with", "md.json").read_text())["potential"]
     assert run(app, [*md, "other", "--d3", "nonsense"], "equipes") == 2
+
+
+def test_many_structures_relax_with_it_as_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = {"r_max": 3.0, "num_layers": 1, "l_max": 1, "num_features": 4}
+    equipes.build("nequip", ["Si"], small, dtype="float64").save(tmp_path / "model.safetensors")
+    crystal = bulk("Si", cubic=True)
+    crystal.rattle(0.02, seed=0)
+    write("si.xyz", crystal)
+    options = ["--steps", "2", "--dtype", "float64", "--d3", "PBE", "--exact"]
+    assert run(app, ["relax", "model.safetensors", "si.xyz", "--out", "one.xyz", *options], "equipes") == 1
+    assert (
+        run(app, ["relax-batch", "model.safetensors", "si.xyz", "--out", "all.xyz", *options], "equipes") == 1
+    )
+    one, found = read("one.xyz"), read("all.xyz")
+    assert found.get_potential_energy() == pytest.approx(one.get_potential_energy(), abs=1e-8)
+    bare = equipes.Calculator("model.safetensors", dtype="float64", exact=True).get_potential_energy(one)
+    assert abs(one.get_potential_energy() - bare) > 0.1
+    # Continued without it, the steps kept would be of another potential.
+    assert run(app, ["relax-batch", "model.safetensors", "si.xyz", "--out", "all.xyz", *options[:-3],
+                     "--exact", "--resume"], "equipes") == 2  # fmt: skip
+    capsys.readouterr()
+    assert run(app, ["md-batch", "model.safetensors", "si.xyz", "--d3", "PBE"], "equipes") == 2
+    assert "--d3" in capsys.readouterr().err

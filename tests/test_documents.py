@@ -11,7 +11,7 @@ import typer.main
 import yaml
 
 from equipes.cli import app
-from equipes.training.config import ModelConfig
+from equipes.training.config import NequIPConfig
 from equipes.training.loading import validated
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def test_documented_configs_are_valid() -> None:
             tree = yaml.safe_load(block)
             if isinstance(tree, dict) and "data" in tree:
                 # as nequip-train accepts them
-                top = {key: tree.pop(key) for key in list(tree) if key in ModelConfig.model_fields}
+                top = {key: tree.pop(key) for key in list(tree) if key in NequIPConfig.model_fields}
                 validated({**tree, "model": {**tree.get("model", {}), **top}}, str(document))
                 count += 1
     assert count >= 2

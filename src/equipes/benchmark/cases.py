@@ -1,4 +1,6 @@
-"""What to train and to test on: rMD17 with its official splits, and molecules heated beyond the training data."""
+"""What to train and to test on: rMD17 with its official splits, molecules heated beyond the training data, crystals and
+melts of elements (mlearn).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ MOLECULES = (
     "aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde", "naphthalene", "paracetamol", "salicylic",
     "toluene", "uracil",
 )  # fmt: skip
+ELEMENTS = ("Ni", "Cu", "Li", "Mo", "Si", "Ge")
 N_VALIDATION = 50
 LEARNING_CURVE = (10, 25, 50, 100, 300, 950)
 _KCAL = {"energy": "kcal/mol", "length": "Ang"}
@@ -42,8 +45,8 @@ class Case:
     """One training: its data section, and the frames to test on afterwards.
 
     Attributes:
-        benchmark: `rmd17`, `acac` or `3bpa`.
-        system: the molecule.
+        benchmark: `rmd17`, `acac`, `3bpa` or `mlearn`.
+        system: the molecule, or the element.
         n_train: frames to fit.
         data: the data section of the training's config.
         tests: in the order of the table.
@@ -153,6 +156,33 @@ def temperature_case(
         data["reference_energies"] = _isolated_atoms(found[0])
     named = tuple(HeldOut(_published_name(path.stem), path) for path in tests)
     return Case(benchmark, benchmark, n_train, data, named)
+
+
+def mlearn_case(folder: Path, element: str) -> Case:
+    """One element of mlearn: its ground state, strained cells, surfaces, melts, and crystals with a vacancy.
+
+    Y. Zuo et al., J. Phys. Chem. A 124, 731 (2020), doi:10.1021/acs.jpca.9b08723. Every tenth frame of
+    `<element>_train.xyz` validates, so that each kind of structure does; `<element>_test.xyz` is the test set.
+
+    Raises:
+        InputError: an element that it does not have, or files that are not there.
+    """
+    if element not in ELEMENTS:
+        raise InputError(f"mlearn has no element '{element}'; it has {', '.join(ELEMENTS)}")
+    train, test = (folder / f"{element}_{part}.xyz" for part in ("train", "test"))
+    for path in (train, test):
+        if not path.is_file():
+            raise InputError(
+                f"{folder}: no {path.name}; give the folder of mlearn, converted to extended XYZ"
+            )
+    count = len(read_frames(train))
+    validation = list(range(9, count, 10))
+    data = {
+        "train": str(train),
+        "n_train": [index for index in range(count) if index not in set(validation)],
+        "n_val": validation,
+    }
+    return Case("mlearn", element, count - len(validation), data, (HeldOut("test", test),))
 
 
 def _kelvin(stem: str) -> tuple[bool, int, str]:

@@ -14,7 +14,7 @@ from equipes.benchmark.runs import Row
 from equipes.files import atomic_write
 
 # By mean absolute errors for interpolation, by root mean squares for extrapolation, as the papers have them.
-KIND = {"rmd17": "mae", "acac": "rmse", "3bpa": "rmse"}
+KIND = {"rmd17": "mae", "acac": "rmse", "3bpa": "rmse", "mlearn": "mae"}
 
 
 @cache
@@ -25,8 +25,13 @@ def published() -> dict[str, Any]:
 
 
 def published_figures(row: Row) -> dict[str, list[float | None]]:
-    """`[energy meV, forces meV/Å]` by model, for the training and test of a row; empty where nothing was published."""
+    """`[energy, forces meV/Å]` by model, for the training and test of a row; empty where nothing was published.
+
+    Energies are those of the whole molecule in meV; of mlearn, whose frames differ in size, meV/atom.
+    """
     known = published().get(row.benchmark, {})
+    if row.benchmark == "mlearn":
+        return dict(known["elements"].get(row.system, {}))
     if row.benchmark == "rmd17":
         return dict(known["frames"].get(str(row.n_train), {}).get(row.system, {}))
     return dict(known.get("tests", {}).get(row.test, {})) if row.n_train == 450 else {}
@@ -66,9 +71,10 @@ def markdown(rows: Sequence[Row]) -> str:
             if model in notes:
                 remarks.setdefault(model, notes[model])
                 mark = " †"
-            lines.append(
-                f"{place} *{model}, published{mark}* | {_number(energy_value)} | | {_number(forces_value)} | | |"
-            )
+            energies = f" {_number(energy_value)} | |"
+            if rows[0].benchmark == "mlearn":
+                energies = f" | {_number(energy_value)} |"
+            lines.append(f"{place} *{model}, published{mark}* |{energies} {_number(forces_value)} | | |")
     text = "\n".join(lines) + "\n"
     if any(published_figures(members[0]) for members in groups.values()):
         text += f"\nPublished: {published()[rows[0].benchmark]['source']}\n"

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import ModalOption, ModelPath, members
+from equipes.cli.groups import spread
+from equipes.cli.inputs import members
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, stdout_console, write_json
 from equipes.cli.running import (
-    Device,
-    Dtype,
-    Exact,
-    Precision,
+    ModelOptions,
     fingerprint,
     freeze_ahead,
     progress_bar,
+    single_calculator,
     stopping,
 )
-from equipes.cli.simulate import EnsembleName, ThermostatName
+from equipes.cli.simulate import DynamicsOptions, EnsembleName, ThermostatName
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,11 +32,13 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("md-batch")(md_batch)
+    # Dispersion is calculated for one structure after the other, which would undo the batch.
+    app.command("md-batch")(spread(md_batch, without=["d3"]))
 
 
 def md_batch(
-    model: ModelPath,
+    potential: ModelOptions,
+    options: DynamicsOptions,
     structures: Annotated[
         list[Path],
         typer.Argument(metavar="STRUCTURE...", help="Structures to start from: files that ASE reads."),
@@ -55,20 +56,10 @@ def md_batch(
     frame: Annotated[
         str, typer.Option("--frame", metavar="N|all", help="Which structure of each file; all: every one.")
     ] = "0",
-    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
     thermostat: Annotated[
         ThermostatName, typer.Option(help="Of nvt: bussi or langevin.")
     ] = ThermostatName.bussi,
     seed: Annotated[int, typer.Option(help="Of the first system; the others count on from it.")] = 0,
-    interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10,
-    keep_velocities: Annotated[
-        bool, typer.Option("--keep-velocities", help="Start with the velocities of the structures.")
-    ] = False,
-    trajectory: Annotated[
-        bool, typer.Option("--trajectory/--no-trajectory", help="Keep frames, not only averages.")
-    ] = True,
-    reach: Annotated[float, typer.Option(help="Of radial distributions, Å; 0: none.")] = 6.0,
-    thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -76,10 +67,6 @@ def md_batch(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the runs in --out.")] = False,
-    modal: ModalOption = None,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -88,31 +75,23 @@ def md_batch(
     Each is the run that `equipes md` makes of it with its seed, to round-off, in a directory of its own. Exit status 1
     where a system left what is physically possible; the others are run to their end.
     """
-    from equipes.calculators import Calculator
     from equipes.simulate import MDSettings
     from equipes.simulate.batch_md import TABLE, run_md_together
 
     check_json_path(json, overwrite=overwrite)
-    if len(members(model)) > 1:
+    if len(members(potential.model)) > 1:
         raise InputError(
-            f"{model}: a committee moves one system at a time; run `equipes md`, or give one model"
+            f"{potential.model}: a committee moves one system at a time; run `equipes md`, or give one model"
         )
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
-        timestep=timestep,
         seed=seed,
-        interval=interval,
-        keep_velocities=keep_velocities,
-        trajectory=trajectory,
-        reach=reach,
-        thermostat_time=thermostat_time,
         thermostat=thermostat.value,
+        **vars(options),
     )
     systems = _systems(starts(structures, frame), _kelvins(temperature), replicas, settings)
-    calculator = Calculator(
-        model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
-    )
+    calculator = single_calculator(potential)
     freeze_ahead(calculator, {symbol for system in systems for symbol in system.atoms.symbols})
     began: tuple[int, float] | None = None
     with progress_bar() as progress, stopping():
@@ -131,7 +110,7 @@ def md_batch(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact),
+            potential=fingerprint(potential),
             batch_size=batch_size,
             on_step=follow,
         )

@@ -10,51 +10,35 @@ from typing import Annotated, Any
 import typer
 
 from equipes.cli.batch import print_rows, starts
-from equipes.cli.inputs import ModalOption, ModelPath, members
+from equipes.cli.groups import spread
+from equipes.cli.inputs import members
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
 from equipes.cli.running import (
-    Device,
-    Dtype,
-    Exact,
-    Precision,
+    ModelOptions,
     check_targets,
     fingerprint,
     freeze_ahead,
     progress_bar,
+    single_calculator,
+    warn_about_dispersion,
     write_structures,
 )
-from equipes.cli.simulate import CellFreedomName, OptimizerName
+from equipes.cli.simulate import RelaxOptions
 from equipes.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("relax-batch")(relax_batch)
+    app.command("relax-batch")(spread(relax_batch))
 
 
 def relax_batch(
-    model: ModelPath,
+    potential: ModelOptions,
+    options: RelaxOptions,
     structures: Annotated[
         list[Path], typer.Argument(metavar="STRUCTURES...", help="Structures to relax: files that ASE reads.")
     ],
     out: Annotated[Path, typer.Option("--out", help="The relaxed structures, in the order of the files.")],
-    cell: Annotated[
-        bool | None,
-        typer.Option(
-            "--cell/--no-cell", help="Relax the cells too.", show_default="if periodic in all directions"
-        ),
-    ] = None,
-    freedom: Annotated[
-        CellFreedomName, typer.Option(help="What of the cells relaxes: the volume only, a film's plane.")
-    ] = CellFreedomName.all,
-    pressure: Annotated[float, typer.Option(help="Pressure on the cells, GPa.")] = 0.0,
-    fmax: Annotated[float, typer.Option(help="Stop when all forces are smaller, eV/Å.")] = 0.01,
-    smax: Annotated[float, typer.Option(help="… and stress + pressure too, GPa.")] = 0.05,
-    steps: Annotated[int, typer.Option(help="Give up after so many steps.")] = 1000,
-    symmetry: Annotated[bool, typer.Option("--symmetry", help="Keep the space groups (spglib).")] = False,
-    optimizer: Annotated[
-        OptimizerName, typer.Option(help="fire is slower, and harder to mislead.")
-    ] = OptimizerName.lbfgs,
     frame: Annotated[
         str, typer.Option("--frame", metavar="N|all", help="Which structure of each file.")
     ] = "all",
@@ -64,10 +48,6 @@ def relax_batch(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what was stopped or had too few steps.")
     ] = False,
-    modal: ModalOption = None,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -75,7 +55,6 @@ def relax_batch(
 
     Exit status 1 if one does not converge; the others are written all the same.
     """
-    from equipes.calculators import Calculator
     from equipes.simulate import RelaxResult
     from equipes.simulate.batch_relax import relax_together
 
@@ -89,13 +68,14 @@ def relax_batch(
         )
     if resume and not kept.is_dir():
         raise InputError(f"{kept}: nothing to continue from; leave out --resume to start anew")
-    if len(members(model)) > 1:
-        raise InputError(f"{model}: a committee relaxes one structure at a time; run `equipes relax`")
+    if len(members(potential.model)) > 1:
+        raise InputError(
+            f"{potential.model}: a committee relaxes one structure at a time; run `equipes relax`"
+        )
     given = list(starts(structures, frame))
     names, atoms = [name for name, _ in given], [structure for _, structure in given]
-    calculator = Calculator(
-        model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
-    )
+    warn_about_dispersion(potential)
+    calculator = single_calculator(potential)
     freeze_ahead(calculator, {symbol for structure in atoms for symbol in structure.symbols})
     if not resume and kept.is_dir():
         shutil.rmtree(kept)
@@ -115,16 +95,11 @@ def relax_batch(
                 names=names,
                 at_once=batch_size,
                 kept=kept,
-                facts={"potential": fingerprint(model, modal, dtype, exact=exact)},
+                facts={"potential": fingerprint(potential)},
                 on_end=follow,
-                cell=cell,
-                pressure=pressure,
-                fmax=fmax,
-                smax=smax,
-                steps=steps,
-                symmetry=symmetry,
-                freedom=freedom.value,
-                optimizer=optimizer.value,
+                d3=potential.d3,
+                cell=options.cell,
+                **options.keywords(),
             )
     except KeyboardInterrupt:
         typer.echo("Stopped; the same command with --resume continues.", err=True)
@@ -152,7 +127,7 @@ def relax_batch(
     if json != STDOUT:
         _print_relaxed(summaries)
         typer.echo(f"{len(relaxed)} of {len(atoms)} structures: {out}")
-    summary = {"model": str(model), "out": str(out), "failures": failures, "structures": summaries}
+    summary = {"model": str(potential.model), "out": str(out), "failures": failures, "structures": summaries}
     write_json(summary, json, overwrite=overwrite)
     for name, sentence in failures.items():
         typer.echo(f"Error: {name}: {sentence}", err=True)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from equipes.cli import trainings
 from equipes.cli.crystals import crystals
 from equipes.cli.held_out import held_out
-from equipes.cli.molecules import acac, rmd17, three_bpa
 
 benchmark = typer.Typer(no_args_is_help=True, help="Compare with what others have measured or calculated.")
-benchmark.command()(rmd17)
-benchmark.command()(acac)
-benchmark.command("3bpa")(three_bpa)
+trainings.register(benchmark)
 benchmark.command()(crystals)
 benchmark.command("held-out")(held_out)
 

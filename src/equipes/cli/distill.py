@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipes.cli.inputs import ModalOption
+from equipes.cli.groups import spread
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
-from equipes.cli.running import Device, Dtype, Exact, FrameNumber, Precision, fingerprint, start, stopping
+from equipes.cli.running import (
+    FrameNumber,
+    ModelOptions,
+    StructureOptions,
+    fingerprint,
+    start,
+    stopping,
+)
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
     from equipes.distillation import Distillation
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(distill)
+@dataclass(frozen=True)
+class TeacherOptions(ModelOptions):
+    """A model that teaches another."""
 
-
-def distill(
-    teacher: Annotated[
+    model: Annotated[
         Path,
         typer.Argument(
             metavar="TEACHER",
             help="A model: *.safetensors, or the name of a published one (equipes models list).",
         ),
-    ],
+    ]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(spread(distill, without=["d3"]))
+
+
+def distill(
+    teacher: TeacherOptions,
     structure: Annotated[
         Path, typer.Option("--structure", metavar="FILE", help="What the student shall be good for.")
     ],
@@ -74,11 +89,7 @@ def distill(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue what is in the working directory.")
     ] = False,
-    modal: ModalOption = None,
     frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -93,7 +104,7 @@ def distill(
     from equipes.distillation import distill as run
     from equipes.distillation.run import Interrupted
 
-    atoms, calculator = start(teacher, modal, structure, frame, device, dtype, exact=exact)
+    atoms, calculator = start(teacher, StructureOptions(structure, frame))
     options = DistillationOptions(
         frames=frames,
         temperatures=tuple(temperature or (300.0, 650.0, 1000.0)),
@@ -106,7 +117,7 @@ def distill(
         test_picoseconds=test_picoseconds,
         seed=seed,
     )
-    name = f"{teacher.name} ({fingerprint(teacher, modal, dtype, exact=exact)})"
+    name = f"{teacher.model.name} ({fingerprint(teacher)})"
     with stopping():
         try:
             result = run(

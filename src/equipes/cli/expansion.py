@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
+from equipes.cli.groups import spread
 from equipes.cli.lattice import RelaxFirst, Supercell
-from equipes.cli.running import Device, Dtype, Exact, FrameNumber, Precision, StructurePath
-from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, Workflow, workflow
+from equipes.cli.running import PreciseModelOptions, StructureOptions
+from equipes.cli.workflow import OutputOptions, Workflow, workflow
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ class ShapeName(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
-    app.command()(expansion)
+    app.command()(spread(expansion))
 
 
 def expansion(
-    model: ModelPath,
-    structure: StructurePath,
-    out: OutDirectory = None,
+    potential: PreciseModelOptions,
+    system: StructureOptions,
+    output: OutputOptions,
     method: Annotated[
         MethodName, typer.Option(help="Quasi-harmonic phonons, or dynamics at constant pressure.")
     ] = MethodName.qha,
@@ -75,15 +75,6 @@ def expansion(
     seed: Annotated[
         int | None, typer.Option(help="npt: of velocities and random forces.", show_default="0")
     ] = None,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float64,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Thermal expansion and bulk modulus of a crystal against temperature."""
     from equipes.simulate.expansion import ExpansionOptions
@@ -119,18 +110,9 @@ def expansion(
     with workflow(
         "expansion",
         options,
-        model=model,
-        modal=modal,
-        d3=d3,
-        exact=exact,
-        structure=structure,
-        frame=frame,
-        device=device,
-        dtype=dtype,
-        out=out,
-        json=json,
-        resume=resume,
-        overwrite=overwrite,
+        potential,
+        system,
+        output,
         key={"method": method.value},
     ) as run:
         result = _calculated(run, options)

@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
-from equipes.cli.output import JsonPath, Overwrite, check_json_path
+from equipes.cli.groups import spread
+from equipes.cli.output import check_json_path
 from equipes.cli.running import (
-    Device,
-    Dtype,
-    Exact,
-    FrameNumber,
-    Precision,
-    StructurePath,
+    ModelOptions,
+    Repeats,
+    StructureOptions,
     fingerprint,
     progress_bar,
     start,
     stopping,
 )
-from equipes.cli.workflow import OutDirectory, Resume, write_result
+from equipes.cli.workflow import OutputOptions, facts_of, write_result
 
 if TYPE_CHECKING:
     from equipes.simulate.melt_quench import MeltQuenchResult
@@ -32,13 +29,13 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("melt-quench")(melt_quench)
+    app.command("melt-quench")(spread(melt_quench))
 
 
 def melt_quench(
-    model: ModelPath,
-    structure: StructurePath,
-    out: OutDirectory = None,
+    potential: ModelOptions,
+    system: StructureOptions,
+    output: OutputOptions,
     melt: Annotated[float, typer.Option(help="Temperature of the melt, K.")] = 4000.0,
     cold: Annotated[float, typer.Option(help="Temperature of the glass, K.")] = 300.0,
     melt_steps: Annotated[int, typer.Option(help="In the melt.")] = 5000,
@@ -46,29 +43,18 @@ def melt_quench(
     anneal_steps: Annotated[int, typer.Option(help="In the glass.")] = 2500,
     timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
     interval: Annotated[int, typer.Option(help="Steps between two frames.")] = 50,
-    supercell: Annotated[
-        tuple[int, int, int], typer.Option("--supercell", metavar="A B C", help="Repeat the cell so often.")
-    ] = (1, 1, 1),
+    supercell: Repeats = (1, 1, 1),
     pressure: Annotated[
         float | None, typer.Option(help="GPa; lets the volume change.", show_default="constant volume")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Melt a crystal, cool it down at a constant rate, and count neighbours in the glass."""
     from equipes.simulate.melt_quench import MeltQuenchOptions
     from equipes.simulate.melt_quench import melt_quench as calculate
     from equipes.simulate.results import plain
 
-    check_json_path(json, overwrite=overwrite)
+    check_json_path(output.json, overwrite=output.overwrite)
     options = MeltQuenchOptions(
         melt=melt,
         cold=cold,
@@ -82,8 +68,8 @@ def melt_quench(
         seed=seed,
     )
     options.check()
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
-    where = out or Path(f"{structure.stem}_melt-quench")
+    atoms, calculator = start(potential, system)
+    where = output.out or Path(f"{system.structure.stem}_melt-quench")
     before = {"melt": 0, "quench": melt_steps, "anneal": melt_steps + quench_steps}
     with progress_bar() as line, stopping():
         task = line.add_task("preparing", total=melt_steps + quench_steps + anneal_steps)
@@ -103,9 +89,9 @@ def melt_quench(
             calculator,
             options,
             where,
-            resume=resume,
-            overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact, d3=d3),
+            resume=output.resume,
+            overwrite=output.overwrite,
+            potential=fingerprint(potential),
             on_step=follow,
         )
     if result.interrupted:
@@ -115,14 +101,14 @@ def melt_quench(
 
     write_result(
         "melt-quench",
-        {"model": str(model), "structure": str(structure), "frame": frame, "options": plain(options)},
+        {**facts_of(potential, system), "options": plain(options)},
         result,
         glass_rows(result),
         out=where,
         figures={"rdf.png": ("radial distributions", lambda: rdf_plot(result))},
         structures=[result.atoms],
-        json=json,
-        overwrite=overwrite,
+        json=output.json,
+        overwrite=output.overwrite,
     )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
+from equipes.cli.groups import spread
 from equipes.cli.lattice import Born, Supercell
-from equipes.cli.running import Device, Exact, FrameNumber, Precision, StructurePath
-from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, Workflow, workflow
+from equipes.cli.running import ModelOptions, Precision, StructureOptions
+from equipes.cli.workflow import OutputOptions, Workflow, workflow
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,14 +44,27 @@ _KNOWS = {
 }
 
 
+@dataclass(frozen=True)
+class ConductivityModelOptions(ModelOptions):
+    """A model whose number type is, unless it is given, what suits the method."""
+
+    dtype: Annotated[
+        Precision | None,
+        typer.Option(
+            "--dtype", help="Number type of the network.", show_default="float64 for phonons, else float32"
+        ),
+    ] = None  # type: ignore[assignment]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
-    app.command()(conductivity)
+    app.command()(spread(conductivity))
 
 
 def conductivity(
-    model: ModelPath,
-    structure: StructurePath,
+    potential: ConductivityModelOptions,
+    system: StructureOptions,
+    output: OutputOptions,
     method: Annotated[
         Method,
         typer.Option(
@@ -58,7 +72,6 @@ def conductivity(
             help="phonons: a crystal's, by third-order force constants; green-kubo, hnemd: any solid's, by dynamics.",
         ),
     ] = Method.phonons,
-    out: OutDirectory = None,
     temperature: Annotated[
         list[float] | None,
         typer.Option("--temperature", help="K; with phonons repeat.", show_default="phonons: 100 … 1000"),
@@ -170,20 +183,6 @@ def conductivity(
             help="Fraction of each run that is left out.", show_default="0.1", rich_help_panel=_DRIVEN
         ),
     ] = None,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Annotated[
-        Precision | None,
-        typer.Option(
-            "--dtype", help="Number type of the network.", show_default="float64 for phonons, else float32"
-        ),
-    ] = None,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Lattice thermal conductivity: of a crystal against temperature, or of any solid by dynamics at one
     temperature.
@@ -213,24 +212,17 @@ def conductivity(
     chosen = _chosen(method, given)
     if supercell is not None:
         chosen["supercell"] = supercell
-    precision = dtype or (Precision.float64 if method is Method.phonons else Precision.float32)
+    if potential.dtype is None:
+        usual = Precision.float64 if method is Method.phonons else Precision.float32
+        potential = replace(potential, dtype=usual)
 
     def start(options: Any, changeable: Sequence[str] = ()) -> AbstractContextManager[Workflow]:
         return workflow(
             "conductivity",
             options,
-            model=model,
-            modal=modal,
-            d3=d3,
-            exact=exact,
-            structure=structure,
-            frame=frame,
-            device=device,
-            dtype=precision,
-            out=out,
-            json=json,
-            resume=resume,
-            overwrite=overwrite,
+            potential,
+            system,
+            output,
             key={} if method is Method.phonons else {"method": method.value},
             changeable=changeable,
         )

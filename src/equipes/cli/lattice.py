@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
-from equipes.cli.running import Device, Dtype, Exact, FrameNumber, Precision, StructurePath
-from equipes.cli.workflow import JsonPath, OutDirectory, Overwrite, Resume, workflow
+from equipes.cli.groups import spread
+from equipes.cli.running import PreciseModelOptions, StructureOptions
+from equipes.cli.workflow import OutputOptions, workflow
 
 if TYPE_CHECKING:
     from equipes.simulate.elastic import ElasticResult
@@ -39,15 +39,15 @@ Length = Annotated[float, typer.Option("--length", help="Å between faces of the
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(eos)
-    app.command()(elastic)
-    app.command()(phonons)
+    app.command()(spread(eos))
+    app.command()(spread(elastic))
+    app.command()(spread(phonons))
 
 
 def eos(
-    model: ModelPath,
-    structure: StructurePath,
-    out: OutDirectory = None,
+    potential: PreciseModelOptions,
+    system: StructureOptions,
+    output: OutputOptions,
     volume_range: Annotated[
         float, typer.Option("--range", help="Fraction of the volume to either side.")
     ] = 0.08,
@@ -55,15 +55,6 @@ def eos(
     relax_positions: Annotated[
         bool, typer.Option("--relax/--no-relax", help="Relax the atoms at every volume.")
     ] = True,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float64,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Lattice constant and bulk modulus of a crystal, from its energy over the volume (Birch-Murnaghan)."""
     from equipes.simulate.eos import EquationOfStateOptions, equation_of_state
@@ -72,18 +63,9 @@ def eos(
     with workflow(
         "eos",
         options,
-        model=model,
-        modal=modal,
-        d3=d3,
-        exact=exact,
-        structure=structure,
-        frame=frame,
-        device=device,
-        dtype=dtype,
-        out=out,
-        json=json,
-        resume=resume,
-        overwrite=overwrite,
+        potential,
+        system,
+        output,
     ) as run:
         result = equation_of_state(
             run.atoms,
@@ -101,22 +83,13 @@ def eos(
 
 
 def elastic(
-    model: ModelPath,
-    structure: StructurePath,
-    out: OutDirectory = None,
+    potential: PreciseModelOptions,
+    system: StructureOptions,
+    output: OutputOptions,
     strain: Annotated[float, typer.Option(help="Largest strain, to both sides.")] = 0.01,
     relax: RelaxFirst = True,
     clamped: Annotated[bool, typer.Option("--clamped", help="Hold the atoms in the strained cells.")] = False,
     fmax: Annotated[float, typer.Option(help="Forces that the atoms are relaxed to, eV/Å.")] = 0.001,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float64,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Elastic tensor of a crystal, its stability, and the moduli of a polycrystal."""
     from equipes.simulate.elastic import ElasticOptions
@@ -126,18 +99,9 @@ def elastic(
     with workflow(
         "elastic",
         options,
-        model=model,
-        modal=modal,
-        d3=d3,
-        exact=exact,
-        structure=structure,
-        frame=frame,
-        device=device,
-        dtype=dtype,
-        out=out,
-        json=json,
-        resume=resume,
-        overwrite=overwrite,
+        potential,
+        system,
+        output,
     ) as run:
         result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
         from equipes.report.crystals import elastic_plot
@@ -149,9 +113,9 @@ def elastic(
 
 
 def phonons(
-    model: ModelPath,
-    structure: StructurePath,
-    out: OutDirectory = None,
+    potential: PreciseModelOptions,
+    system: StructureOptions,
+    output: OutputOptions,
     supercell: Supercell = None,
     length: Length = 10.0,
     displacement: Annotated[float, typer.Option(help="Å.")] = 0.01,
@@ -164,15 +128,6 @@ def phonons(
     check_supercell: Annotated[
         bool, typer.Option("--check/--no-check", help="Calculate a smaller supercell too, to compare.")
     ] = True,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float64,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Phonons of a crystal: bands, density of states, heat capacity and free energy, instabilities."""
     from equipes.simulate.phonons import PhononOptions
@@ -191,18 +146,9 @@ def phonons(
     with workflow(
         "phonons",
         options,
-        model=model,
-        modal=modal,
-        d3=d3,
-        exact=exact,
-        structure=structure,
-        frame=frame,
-        device=device,
-        dtype=dtype,
-        out=out,
-        json=json,
-        resume=resume,
-        overwrite=overwrite,
+        potential,
+        system,
+        output,
     ) as run:
         result = calculate(run.atoms, run.calculator, options, store=run.store, progress=run.progress)
         from equipes.files import atomic_write

@@ -6,18 +6,21 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import members
+from equipes.cli.groups import Group
+from equipes.cli.inputs import Dispersion, ModalOption, ModelPath, members
 
 if TYPE_CHECKING:
     import ase
     from rich.progress import Progress
 
+    from equipes.calculators import Calculator
     from equipes.simulate.records import Row
 
 StructurePath = Annotated[
@@ -43,44 +46,87 @@ Exact = Annotated[
 Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the network.")]
 
 
-def start(
-    model: Path,
-    modal: str | None,
-    structure: Path,
-    frame: int,
-    device: str,
-    dtype: Precision,
-    *,
-    exact: bool,
-    d3: str | None = None,
-) -> tuple[ase.Atoms, Any]:
+Repeats = Annotated[
+    tuple[int, int, int], typer.Option("--supercell", metavar="A B C", help="Repeat the cell so often.")
+]
+
+
+@dataclass(frozen=True)
+class ModelOptions(Group):
+    """Which model runs, and how."""
+
+    model: ModelPath
+    modal: ModalOption = None
+    d3: Dispersion = None
+    exact: Exact = False
+    device: Device = "cpu"
+    dtype: Dtype = Precision.float32
+
+
+@dataclass(frozen=True)
+class PreciseModelOptions(ModelOptions):
+    """The same for what needs small differences of forces."""
+
+    dtype: Dtype = Precision.float64
+
+
+@dataclass(frozen=True)
+class StructureOptions(Group):
+    """What it runs on."""
+
+    structure: StructurePath
+    frame: FrameNumber = 0
+
+
+def start(potential: ModelOptions, system: StructureOptions) -> tuple[ase.Atoms, Any]:
     """The structure, and the model or the committee of models, with dispersion or without, as a calculator."""
-    from equipes.calculators import Calculator, Committee, WithDispersion
-    from equipes.calculators.dispersion import warning_about
-    from equipes.foundation.registry import published
+    from equipes.calculators import Committee, WithDispersion
     from equipes.simulate.structures import read_structure
 
-    if d3 is not None:
-        for path in members(model):
-            sentence = warning_about(d3, published(str(path)))
-            if sentence is not None:
-                typer.echo(f"Warning: {sentence}", err=True)
-
-    atoms = read_structure(structure, frame)
-    models = members(model)
-    calculator: Calculator | Committee
-    # Frozen in float64 too: what is left of the splines is far below what finite displacements need.
+    warn_about_dispersion(potential)
+    atoms = read_structure(system.structure, system.frame)
+    models = members(potential.model)
+    calculator: Any
     if len(models) > 1:
         calculator = Committee(
-            models, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
+            models,
+            device=potential.device,
+            dtype=potential.dtype.value,
+            modal=potential.modal,
+            exact=potential.exact,
+            freeze=not potential.exact,
         )
     else:
-        calculator = Calculator(
-            model, device=device, dtype=dtype.value, modal=modal, exact=exact, freeze=not exact
-        )
-    whole = calculator if d3 is None else WithDispersion(calculator, d3)
+        calculator = single_calculator(potential)
+    whole = calculator if potential.d3 is None else WithDispersion(calculator, potential.d3)
     freeze_ahead(calculator, set(atoms.symbols))
     return atoms, whole
+
+
+def single_calculator(potential: ModelOptions) -> Calculator:
+    """The calculator of one model, without dispersion."""
+    from equipes.calculators import Calculator
+
+    # Frozen in float64 too: what is left of the splines is far below what finite displacements need.
+    return Calculator(
+        potential.model,
+        device=potential.device,
+        dtype=potential.dtype.value,
+        modal=potential.modal,
+        exact=potential.exact,
+        freeze=not potential.exact,
+    )
+
+
+def warn_about_dispersion(potential: ModelOptions) -> None:
+    """Say so where `--d3` has another functional than a published model learned."""
+    from equipes.calculators.dispersion import warning_about
+    from equipes.foundation.registry import published
+
+    for path in members(potential.model) if potential.d3 is not None else ():
+        sentence = warning_about(str(potential.d3), published(str(path)))
+        if sentence is not None:
+            typer.echo(f"Warning: {sentence}", err=True)
 
 
 def freeze_ahead(calculator: Any, symbols: Collection[str]) -> None:
@@ -139,17 +185,15 @@ def write_structures(path: Path | None, structures: ase.Atoms | list[ase.Atoms],
         write(temporary, structures)
 
 
-def fingerprint(
-    model: Path, modal: str | None, dtype: Precision, *, exact: bool, d3: str | None = None
-) -> str:
+def fingerprint(potential: ModelOptions) -> str:
     """Tells one model from another in a checkpoint, wherever its file lies."""
     from equipes.foundation import locate
 
-    hashes = [hashlib.sha256(locate(path).read_bytes()).hexdigest()[:16] for path in members(model)]
-    name = f"sha256:{' + '.join(hashes)} in {dtype.value}"
-    name = f"{name}, exact" if exact else name
-    name = name if modal is None else f"{name} for {modal}"
-    return name if d3 is None else f"{name} with D3(BJ) of {d3}"
+    hashes = [hashlib.sha256(locate(path).read_bytes()).hexdigest()[:16] for path in members(potential.model)]
+    name = f"sha256:{' + '.join(hashes)} in {potential.dtype.value}"
+    name = f"{name}, exact" if potential.exact else name
+    name = name if potential.modal is None else f"{name} for {potential.modal}"
+    return name if potential.d3 is None else f"{name} with D3(BJ) of {potential.d3}"
 
 
 @contextmanager

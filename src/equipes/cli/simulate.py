@@ -5,22 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
+from equipes.cli.groups import Group, spread
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
 from equipes.cli.running import (
-    Device,
-    Dtype,
-    Exact,
-    FrameNumber,
-    Precision,
-    StructurePath,
+    ModelOptions,
+    Repeats,
+    StructureOptions,
     check_targets,
     fingerprint,
     progress_bar,
@@ -29,7 +26,7 @@ from equipes.cli.running import (
     write_structures,
 )
 from equipes.cli.simulate_tables import md_lines, relax_lines
-from equipes.cli.workflow import print_result, write_dynamics_page
+from equipes.cli.workflow import facts_of, print_result, write_dynamics_page
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,47 +72,76 @@ class CellFreedomName(StrEnum):
     in_plane = "in-plane"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(relax)
-    app.command()(md)
+@dataclass(frozen=True)
+class DynamicsOptions(Group):
+    """How dynamics go, and what is kept of them; named as in `MDSettings`."""
+
+    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5
+    interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10
+    keep_velocities: Annotated[
+        bool, typer.Option("--keep-velocities", help="Start with the velocities of the structures.")
+    ] = False
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory/--no-trajectory", help="Keep frames, not only averages.")
+    ] = True
+    reach: Annotated[float, typer.Option(help="Of radial distributions, Å; 0: none.")] = 6.0
+    thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0
 
 
-def relax(
-    model: ModelPath,
-    structure: StructurePath,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The relaxed structure.", show_default="NAME_relaxed.extxyz")
-    ] = None,
+@dataclass(frozen=True)
+class RelaxOptions(Group):
+    """How structures relax, and how far."""
+
     cell: Annotated[
         bool | None,
         typer.Option(
             "--cell/--no-cell", help="Relax the cell too.", show_default="if periodic in all directions"
         ),
-    ] = None,
+    ] = None
     freedom: Annotated[
         CellFreedomName, typer.Option(help="What of the cell relaxes: its volume only, a film's plane.")
-    ] = CellFreedomName.all,
-    pressure: Annotated[float, typer.Option(help="Pressure on the cell, GPa.")] = 0.0,
-    fmax: Annotated[float, typer.Option(help="Stop when all forces are smaller, eV/Å.")] = 0.01,
-    smax: Annotated[float, typer.Option(help="… and stress + pressure too, GPa.")] = 0.05,
-    steps: Annotated[int, typer.Option(help="Give up after so many steps.")] = 1000,
-    symmetry: Annotated[bool, typer.Option("--symmetry", help="Keep the space group (spglib).")] = False,
-    optimizer: Annotated[
-        OptimizerName, typer.Option(help="fire is slower, and harder to mislead.")
-    ] = OptimizerName.lbfgs,
+    ] = CellFreedomName.all
+    pressure: Annotated[float, typer.Option(help="Pressure on the cell, GPa.")] = 0.0
+    fmax: Annotated[float, typer.Option(help="Stop when all forces are smaller, eV/Å.")] = 0.01
+    smax: Annotated[float, typer.Option(help="… and stress + pressure too, GPa.")] = 0.05
+    steps: Annotated[int, typer.Option(help="Give up after so many steps.")] = 1000
+    symmetry: Annotated[bool, typer.Option("--symmetry", help="Keep the space group (spglib).")] = False
+    optimizer: Annotated[OptimizerName, typer.Option(help="fire is slower, and harder to mislead.")] = (
+        OptimizerName.lbfgs
+    )
+
+    def keywords(self) -> dict[str, Any]:
+        """Those of `equipes.simulate.relax`, but for `cell`, whose default depends on the structure."""
+        return {
+            "pressure": self.pressure,
+            "fmax": self.fmax,
+            "smax": self.smax,
+            "steps": self.steps,
+            "symmetry": self.symmetry,
+            "freedom": self.freedom.value,
+            "optimizer": self.optimizer.value,
+        }
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(spread(relax))
+    app.command()(spread(md))
+
+
+def relax(
+    potential: ModelOptions,
+    system: StructureOptions,
+    options: RelaxOptions,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The relaxed structure.", show_default="NAME_relaxed.extxyz")
+    ] = None,
     trajectory: Annotated[
         Path | None, typer.Option(help="Write every step: *.extxyz, *.traj, … (what ASE writes).")
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write a page with the path in 3D (*.html), and its plot (*.png).")
     ] = None,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    exact: Exact = False,
     json: JsonPath = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a relaxation that was stopped or had too few steps.")
@@ -130,7 +156,7 @@ def relax(
 
     overwrite = overwrite or resume  # what the relaxation wrote before is replaced by what it comes to now
     check_json_path(json, overwrite=overwrite)
-    out = out or Path(f"{structure.stem}_relaxed.extxyz")
+    out = out or Path(f"{system.structure.stem}_relaxed.extxyz")
     check_targets((out, trajectory), overwrite=overwrite)
     if report is not None:
         check_targets((report, report.with_suffix(".png")), overwrite=overwrite, structures=False)
@@ -139,18 +165,28 @@ def relax(
         raise InputError(
             f"{kept} is of a relaxation that did not end; give --resume, or --overwrite to forget it"
         )
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
+    atoms, calculator = start(potential, system)
     quiet = json == STDOUT
-    with_cell = relaxes_cell(atoms) or freedom is CellFreedomName.in_plane if cell is None else cell
+    with_cell = (
+        relaxes_cell(atoms) or options.freedom is CellFreedomName.in_plane
+        if options.cell is None
+        else options.cell
+    )
     if not quiet:
-        about = _about_cell(atoms, with_cell, freedom, pressure)
-        typer.echo(f"{structure} frame {frame}: {atoms.get_chemical_formula()}. {about}")
+        about = _about_cell(atoms, with_cell, options.freedom, options.pressure)
+        typer.echo(f"{system.structure} frame {system.frame}: {atoms.get_chemical_formula()}. {about}")
     images: list[ase.Atoms] = []
     limits: list[tuple[float, float | None]] = []
     made_with = {
-        "potential": fingerprint(model, modal, dtype, exact=exact, d3=d3),
+        "potential": fingerprint(potential),
         "structure": structure_key(atoms),
-        "options": [with_cell, freedom.value, pressure, symmetry, optimizer.value],
+        "options": [
+            with_cell,
+            options.freedom.value,
+            options.pressure,
+            options.symmetry,
+            options.optimizer.value,
+        ],
     }
     steps_so_far = Store(kept, made_with, resume=resume)
     with _keeping(steps_so_far, resume=resume) as store, progress_bar() as progress, stopping():
@@ -167,13 +203,7 @@ def relax(
             atoms,
             calculator,
             cell=with_cell,
-            pressure=pressure,
-            fmax=fmax,
-            smax=smax,
-            steps=steps,
-            symmetry=symmetry,
-            freedom=freedom.value,
-            optimizer=optimizer.value,
+            **options.keywords(),
             on_step=follow,
             store=store,
         )
@@ -182,9 +212,7 @@ def relax(
     if result.converged:
         kept.unlink(missing_ok=True)
     summary = {
-        "model": str(model),
-        "structure": str(structure),
-        "frame": frame,
+        **facts_of(potential, system),
         "out": str(out),
         **result.summary(),
     }
@@ -198,9 +226,9 @@ def relax(
     print_result(lines, replace(result.provenance, warnings=()), written, quiet=quiet)
     write_json(summary, json, overwrite=overwrite)
     if not result.converged:
-        reached = f"largest force {result.max_force_ev_per_ang:.3g} eV/Å (limit {fmax:g})"
+        reached = f"largest force {result.max_force_ev_per_ang:.3g} eV/Å (limit {options.fmax:g})"
         if result.max_stress_deviation_gpa is not None:
-            reached += f", stress {result.max_stress_deviation_gpa:.3g} GPa off (limit {smax:g})"
+            reached += f", stress {result.max_stress_deviation_gpa:.3g} GPa off (limit {options.smax:g})"
         remedy = "give more --steps and --resume, or --optimizer fire"
         typer.echo(f"Error: not converged after {result.steps} steps: {reached}; {remedy}", err=True)
         raise typer.Exit(1)
@@ -234,8 +262,9 @@ def _repeated(atoms: ase.Atoms, supercell: tuple[int, int, int], structure: obje
 
 
 def md(
-    model: ModelPath,
-    structure: StructurePath,
+    potential: ModelOptions,
+    system: StructureOptions,
+    options: DynamicsOptions,
     out: Annotated[Path, typer.Option("--out", help="Directory for trajectory, table, plot and checkpoint.")],
     ensemble: Annotated[EnsembleName, typer.Option(help="What is kept constant.")],
     steps: Annotated[int, typer.Option(help="Length of the whole run.")],
@@ -243,31 +272,19 @@ def md(
     temperature_end: Annotated[
         float | None, typer.Option("--temperature-end", help="K; the target goes there over the run.")
     ] = None,
-    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
     pressure: Annotated[float, typer.Option(help="GPa, in npt.")] = 0.0,
     pressure_end: Annotated[
         float | None, typer.Option("--pressure-end", help="GPa; the target goes there over the run.")
     ] = None,
     thermostat: Annotated[ThermostatName, typer.Option(help="Of nvt.")] = ThermostatName.bussi,
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
-    interval: Annotated[int, typer.Option(help="Steps between two rows and frames.")] = 10,
-    supercell: Annotated[
-        tuple[int, int, int], typer.Option("--supercell", metavar="A B C", help="Repeat the cell so often.")
-    ] = (1, 1, 1),
-    keep_velocities: Annotated[
-        bool, typer.Option("--keep-velocities", help="Start with the velocities of the structure.")
-    ] = False,
+    supercell: Repeats = (1, 1, 1),
     flexible_cell: Annotated[
         bool, typer.Option("--flexible-cell", help="npt: let the shape of the cell change too.")
     ] = False,
     flexible_lengths: Annotated[
         bool, typer.Option("--flexible-lengths", help="npt: an orthorhombic cell changes its three lengths.")
     ] = False,
-    trajectory: Annotated[
-        bool, typer.Option("--trajectory/--no-trajectory", help="Keep frames, not only averages.")
-    ] = True,
-    reach: Annotated[float, typer.Option(help="Of radial distributions, Å; 0: none.")] = 6.0,
-    thermostat_time: Annotated[float, typer.Option(help="Relaxation time of the temperature, fs.")] = 100.0,
     barostat_time: Annotated[float, typer.Option(help="Relaxation time of the volume, fs.")] = 1000.0,
     max_forces_std: Annotated[
         float | None,
@@ -287,12 +304,6 @@ def md(
         int, typer.Option("--uncertainty-interval", help="Steps between two looks at feature distances.")
     ] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    exact: Exact = False,
     json: JsonPath = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -303,22 +314,16 @@ def md(
     from equipes.simulate import MDSettings, records, run_md
 
     check_json_path(json, overwrite=overwrite)
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
-    atoms = _repeated(atoms, supercell, structure)
+    atoms, calculator = start(potential, system)
+    atoms = _repeated(atoms, supercell, system.structure)
     settings = MDSettings(
         ensemble=ensemble.value,
         steps=steps,
-        timestep=timestep,
         temperature=temperature,
         pressure=pressure,
         seed=seed,
-        interval=interval,
-        keep_velocities=keep_velocities,
         flexible_cell=flexible_cell,
         flexible_lengths=flexible_lengths,
-        trajectory=trajectory,
-        reach=reach,
-        thermostat_time=thermostat_time,
         barostat_time=barostat_time,
         thermostat=thermostat.value,
         temperature_end=temperature_end,
@@ -326,6 +331,7 @@ def md(
         max_forces_std=max_forces_std,
         max_feature_distance=max_feature_distance,
         uncertainty_interval=uncertainty_interval,
+        **vars(options),
     )
     quiet = json == STDOUT
     with progress_bar() as progress, stopping():
@@ -338,7 +344,7 @@ def md(
             if first is None:
                 first = (step, now)
             per_second = (step - first[0]) / (now - first[1]) if now > first[1] else 0.0
-            speed = f"{per_second:.4g} steps/s, {per_second * timestep * 86400e-6:.3g} ns/day"
+            speed = f"{per_second:.4g} steps/s, {per_second * options.timestep * 86400e-6:.3g} ns/day"
             progress.update(task, completed=step, description=f"{row.temperature_k:.0f} K, {speed}")
 
         result = run_md(
@@ -348,12 +354,12 @@ def md(
             out,
             resume=resume,
             overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact, d3=d3),
+            potential=fingerprint(potential),
             on_step=follow,
         )
     lines = list(md_lines(result.summary))
     written = write_dynamics_page(
-        result, lines, [atoms, result.atoms], f"model {model}, structure {structure}"
+        result, lines, [atoms, result.atoms], f"model {potential.model}, structure {system.structure}"
     )
     print_result(lines, result.provenance, f"{out}: {written}", quiet=quiet)
     write_json(result.summary, json, overwrite=overwrite)

@@ -8,22 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipes.cli.inputs import Dispersion, ModalOption, ModelPath
+from equipes.cli.groups import spread
 from equipes.cli.output import JsonPath, Overwrite, check_json_path
 from equipes.cli.running import (
-    Device,
-    Dtype,
-    Exact,
     FrameNumber,
-    Precision,
-    StructurePath,
+    ModelOptions,
+    Repeats,
+    StructureOptions,
     fingerprint,
     follow_runs,
     progress_bar,
     start,
     stopping,
 )
-from equipes.cli.workflow import OutDirectory, Resume, workflow, write_result
+from equipes.cli.workflow import OutDirectory, OutputOptions, facts_of, workflow, write_result
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,39 +39,28 @@ Window = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(diffusion)
+    app.command()(spread(diffusion))
     app.command()(msd)
-    app.command()(neb)
+    app.command()(spread(neb))
 
 
 def diffusion(
-    model: ModelPath,
-    structure: StructurePath,
+    potential: ModelOptions,
+    system: StructureOptions,
+    output: OutputOptions,
     mobile: Mobile,
     temperature: Annotated[
         list[float], typer.Option("--temperature", help="K; repeat for an activation energy.")
     ],
-    out: OutDirectory = None,
     steps: Annotated[int, typer.Option(help="Length of each run.")] = 50_000,
     equilibration: Annotated[float, typer.Option(help="Fraction of each run that is left out.")] = 0.1,
     timestep: Annotated[float, typer.Option(help="fs.")] = 2.0,
     interval: Annotated[int, typer.Option(help="Steps between two frames.")] = 25,
-    supercell: Annotated[
-        tuple[int, int, int], typer.Option("--supercell", metavar="A B C", help="Repeat the cell so often.")
-    ] = (1, 1, 1),
+    supercell: Repeats = (1, 1, 1),
     charge: Charge = 1.0,
     window: Window = (0.1, 0.5),
     blocks: Blocks = 5,
     seed: Annotated[int, typer.Option(help="Of first velocities and thermostat.")] = 0,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Diffusion coefficient, ionic conductivity and activation energy, by molecular dynamics at constant volume."""
     from equipes.simulate.diffusion import DiffusionOptions
@@ -81,7 +68,7 @@ def diffusion(
     from equipes.simulate.diffusion_runs import diffusion as calculate
     from equipes.simulate.results import plain
 
-    check_json_path(json, overwrite=overwrite)
+    check_json_path(output.json, overwrite=output.overwrite)
     analysis = DiffusionOptions(mobile, charge=charge, window=window, blocks=blocks)
     options = DiffusionRunOptions(
         temperatures=tuple(sorted(temperature)),
@@ -94,8 +81,8 @@ def diffusion(
         seed=seed,
     )
     options.check()
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
-    where = out or Path(f"{structure.stem}_diffusion")
+    atoms, calculator = start(potential, system)
+    where = output.out or Path(f"{system.structure.stem}_diffusion")
     with progress_bar() as line, stopping():
         follow = follow_runs(line, steps, len(options.temperatures))
         result = calculate(
@@ -103,9 +90,9 @@ def diffusion(
             calculator,
             options,
             where,
-            resume=resume,
-            overwrite=overwrite,
-            potential=fingerprint(model, modal, dtype, exact=exact, d3=d3),
+            resume=output.resume,
+            overwrite=output.overwrite,
+            potential=fingerprint(potential),
             on_step=follow,
         )
     if result.interrupted:
@@ -124,14 +111,14 @@ def diffusion(
         )
     write_result(
         "diffusion",
-        {"model": str(model), "structure": str(structure), "frame": frame, "options": plain(options)},
+        {**facts_of(potential, system), "options": plain(options)},
         result,
         diffusion_rows(result.temperatures, result.arrhenius),
         out=where,
         figures=figures,
         structures=[result.atoms],
-        json=json,
-        overwrite=overwrite,
+        json=output.json,
+        overwrite=output.overwrite,
     )
 
 
@@ -183,12 +170,13 @@ def msd(
 
 
 def neb(
-    model: ModelPath,
+    potential: ModelOptions,
+    output: OutputOptions,
     initial: Annotated[Path, typer.Argument(metavar="INITIAL", help="The structure before the hop.")],
     final: Annotated[
         Path, typer.Argument(metavar="FINAL", help="The structure after it, atoms in the same order.")
     ],
-    out: OutDirectory = None,
+    frame: FrameNumber = 0,
     images: Annotated[int, typer.Option(help="Between the two ends.")] = 7,
     fmax: Annotated[float, typer.Option(help="Force across the band, eV/Å.")] = 0.03,
     relax: Annotated[bool, typer.Option("--relax/--no-relax", help="Relax the ends first.")] = True,
@@ -197,15 +185,6 @@ def neb(
     straight: Annotated[
         bool, typer.Option("--straight", help="Start from a straight line, not from IDPP.")
     ] = False,
-    resume: Resume = False,
-    modal: ModalOption = None,
-    d3: Dispersion = None,
-    exact: Exact = False,
-    frame: FrameNumber = 0,
-    device: Device = "cpu",
-    dtype: Dtype = Precision.float32,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Barrier of a hop or reaction: nudged elastic band with a climbing image. Exit status 1 if not converged."""
     from equipes.simulate.neb import NEBOptions
@@ -220,18 +199,9 @@ def neb(
     with workflow(
         "neb",
         options,
-        model=model,
-        modal=modal,
-        d3=d3,
-        exact=exact,
-        structure=initial,
-        frame=frame,
-        device=device,
-        dtype=dtype,
-        out=out,
-        json=json,
-        resume=resume,
-        overwrite=overwrite,
+        potential,
+        StructureOptions(initial, frame),
+        output,
         key={"final": structure_key(last)},
         changeable=("steps",),
     ) as run:

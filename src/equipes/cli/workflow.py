@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from equipes.cli.groups import Group
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, print_table, write_json
-from equipes.cli.running import Precision, fingerprint, progress_bar, start, stopping
+from equipes.cli.running import (
+    ModelOptions,
+    StructureOptions,
+    fingerprint,
+    progress_bar,
+    start,
+    stopping,
+)
 from equipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,9 +39,19 @@ OutDirectory = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")]
 Rows = Iterable[tuple[str, object]]
 
+
+@dataclass(frozen=True)
+class OutputOptions(Group):
+    """Where results go, and what becomes of those that are there."""
+
+    out: OutDirectory = None
+    json: JsonPath = None
+    resume: Resume = False
+    overwrite: Overwrite = False
+
+
 CALCULATIONS = "calculations.npz"
 PAGE = "report.html"
-__all__ = ["JsonPath", "OutDirectory", "Overwrite", "Resume", "Workflow", "progress_of", "workflow"]
 
 
 @dataclass
@@ -133,23 +151,26 @@ def print_result(rows: Rows, provenance: Provenance, written: str, *, quiet: boo
         typer.echo(f"Warning: {sentence}", err=True)
 
 
+def facts_of(potential: ModelOptions, system: StructureOptions) -> dict[str, Any]:
+    """What was calculated with what, for the numbers and the page."""
+    return {
+        "model": str(potential.model),
+        "modal": potential.modal,
+        **({} if potential.d3 is None else {"dispersion": f"D3(BJ) {potential.d3}"}),
+        "structure": str(system.structure),
+        "frame": system.frame,
+        "dtype": potential.dtype.value,
+    }
+
+
 @contextmanager
 def workflow(
     name: str,
     options: Any,
+    potential: ModelOptions,
+    system: StructureOptions,
+    output: OutputOptions,
     *,
-    model: Path,
-    modal: str | None,
-    exact: bool,
-    structure: Path,
-    frame: int,
-    device: str,
-    dtype: Precision,
-    out: Path | None,
-    json: Path | None,
-    resume: bool,
-    overwrite: bool,
-    d3: str | None = None,
     key: Mapping[str, Any] | None = None,
     changeable: Sequence[str] = (),
 ) -> Iterator[Workflow]:
@@ -160,27 +181,20 @@ def workflow(
     """
     from equipes.simulate.store import structure_key
 
-    check_json_path(json, overwrite=overwrite)
+    check_json_path(output.json, overwrite=output.overwrite)
     options.check()
-    atoms, calculator = start(model, modal, structure, frame, device, dtype, exact=exact, d3=d3)
-    facts = {
-        "model": str(model),
-        "modal": modal,
-        **({} if d3 is None else {"dispersion": f"D3(BJ) {d3}"}),
-        "structure": str(structure),
-        "frame": frame,
-        "dtype": dtype.value,
-    }
-    where = out or Path(f"{structure.stem}_{name}")
+    atoms, calculator = start(potential, system)
+    facts = facts_of(potential, system)
+    where = output.out or Path(f"{system.structure.stem}_{name}")
     same = {option: value for option, value in asdict(options).items() if option not in changeable}
     made_with = {
         "command": name,
-        "potential": fingerprint(model, modal, dtype, exact=exact, d3=d3),
+        "potential": fingerprint(potential),
         "structure": structure_key(atoms),
         **(key or {}),
         "options": same,
     }
-    store = _opened(where, made_with, resume=resume, overwrite=overwrite)
+    store = _opened(where, made_with, resume=output.resume, overwrite=output.overwrite)
     try:
         with store, stopping(), progress_of(name) as follow:
             yield Workflow(
@@ -191,9 +205,9 @@ def workflow(
                 out=where,
                 store=store,
                 progress=follow,
-                json=json,
-                overwrite=overwrite,
-                resume=resume,
+                json=output.json,
+                overwrite=output.overwrite,
+                resume=output.resume,
             )
     except KeyboardInterrupt:
         typer.echo("What is done is kept; the same command with --resume continues.", err=True)

@@ -10,6 +10,7 @@ import ase
 from ase.calculators.calculator import Calculator as AseCalculator
 
 from equipes.calculators.ase import Calculator
+from equipes.calculators.dispersion import WithDispersion
 from equipes.calculators.together import Together
 from equipes.errors import InputError
 from equipes.simulate.errors import SimulationError
@@ -28,6 +29,7 @@ def relax_together(
     at_once: int = AT_ONCE,
     kept: Path | None = None,
     facts: Mapping[str, Any] | None = None,
+    d3: str | None = None,
     on_end: Callable[[int, RelaxResult | SimulationError], None] | None = None,
     **options: Any,
 ) -> list[RelaxResult | SimulationError]:
@@ -43,6 +45,7 @@ def relax_together(
         at_once: structures that relax at the same time, at most.
         kept: a directory for the evaluations of each structure, from which a batch that was stopped goes on.
         facts: what they depend on besides structure and options, such as the potential.
+        d3: add the D3(BJ) dispersion of this functional (`equipes.calculators.WithDispersion`), structure by structure.
         on_end: called with the index of a structure and its result as soon as there is one.
         options: of `relax`: cell, pressure, fmax, smax, steps, symmetry, constant_volume, freedom, optimizer.
 
@@ -51,7 +54,7 @@ def relax_together(
 
     Raises:
         InputError: options that do not fit a structure, an element that the potential does not know, a structure
-            without sense. The structure is named.
+            without sense, dispersion that cannot be had. The structure is named.
     """
     if at_once < 1:
         raise InputError(f"the batch size must be 1 or more, not {at_once}")
@@ -72,6 +75,8 @@ def relax_together(
 
     def search(index: int) -> Callable[[AseCalculator], RelaxResult]:
         def relaxed(asking: AseCalculator) -> RelaxResult:
+            if d3 is not None:
+                asking = WithDispersion(asking, d3)
             if kept is None:
                 return relax(structures[index], asking, **options)
             path = kept / f"{index}.npz"

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import ase
 import numpy as np
@@ -15,6 +15,7 @@ from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 from ase.md.md import MolecularDynamics
 
 from equipes.errors import InputError
+from equipes.simulate.crystals import checked_supercell
 from equipes.simulate.ensembles import (
     Kind,
     conserved_energy,
@@ -38,6 +39,58 @@ _REST_FRAMES = 20
 THERMOSTAT_TIME = 100.0  # fs
 # A thermostat that only takes away the heat of a field, slow enough to leave phonons alone.
 _GENTLE_TIME = 1000.0
+
+
+@dataclass(frozen=True)
+class FluxOptions:
+    """What methods that record the heat flux have in common.
+
+    Attributes:
+        temperature: K.
+        supercell: how often the structure is repeated.
+        steps: recorded, of each run.
+        equilibration: steps at `temperature` before them.
+        runs: independent runs.
+        timestep: fs.
+        interval: steps between two fluxes.
+        seed: of the velocities.
+    """
+
+    # What it takes at least to say anything of correlations, or of a mean with an error.
+    fewest_fluxes: ClassVar[int]
+
+    temperature: float
+    supercell: tuple[int, int, int] = (1, 1, 1)
+    steps: int = 100_000
+    equilibration: int = 5_000
+    runs: int = 1
+    timestep: float = 1.0
+    interval: int = 10
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises `InputError` for what makes no sense."""
+        checked_supercell(self.supercell)
+        require_positive(self, "temperature", "timestep")
+        for name in ("runs", "interval"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if self.equilibration < 0:
+            raise InputError(f"equilibration must be 0 steps or more, not {self.equilibration}")
+        fluxes = max(self.steps, 0) // self.interval
+        if fluxes < self.fewest_fluxes:
+            raise InputError(
+                f"{self.steps} steps with a flux every {self.interval} leave {fluxes} fluxes, too few for a "
+                f"conductivity with an error; take at least {self.fewest_fluxes}"
+            )
+
+
+def require_positive(options: FluxOptions, *names: str) -> None:
+    """Raises `InputError` where one of them is not a number above 0."""
+    for name in names:
+        value = getattr(options, name)
+        if not (np.isfinite(value) and value > 0):
+            raise InputError(f"{name} must be above 0, not {value}")
 
 
 @dataclass(frozen=True)

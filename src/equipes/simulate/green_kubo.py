@@ -11,11 +11,9 @@ import numpy as np
 from ase import units
 from ase.calculators.calculator import BaseCalculator
 
-from equipes.errors import InputError
 from equipes.simulate.correlation import Cepstrum, Integral, cepstrum, integrate
-from equipes.simulate.crystals import checked_supercell
 from equipes.simulate.evaluations import checked_start
-from equipes.simulate.flux_runs import FluxRun, FluxSettings, flux_run
+from equipes.simulate.flux_runs import FluxOptions, FluxRun, FluxSettings, flux_run, require_positive
 from equipes.simulate.heat_flux import CITATIONS, WATTS, checked_solid, potential_of
 from equipes.simulate.results import Check, Progress, Provenance, plain, silent
 from equipes.simulate.statistics import drift
@@ -35,48 +33,22 @@ _BAND = 3.0
 
 
 @dataclass(frozen=True)
-class GreenKuboOptions:
-    """What `green_kubo` does.
+class GreenKuboOptions(FluxOptions):
+    """What `green_kubo` does; steps are recorded at constant energy.
 
     Attributes:
-        temperature: K.
-        supercell: how often the structure is repeated.
-        steps: of each run, at constant energy, that are recorded.
-        equilibration: steps at `temperature` before them.
-        runs: independent runs.
-        timestep: fs.
-        interval: steps between two fluxes.
         correlation: the longest correlation looked at, ps; at most a quarter of a run.
-        seed: of the velocities.
     """
 
-    temperature: float
-    supercell: tuple[int, int, int] = (1, 1, 1)
-    steps: int = 100_000
-    equilibration: int = 5_000
+    fewest_fluxes = 200
+
     runs: int = 4
-    timestep: float = 1.0
-    interval: int = 10
     correlation: float = 25.0
-    seed: int = 0
 
     def check(self) -> None:
         """Raises `InputError` for what makes no sense."""
-        checked_supercell(self.supercell)
-        for name in ("temperature", "timestep", "correlation"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("runs", "interval"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        if self.equilibration < 0:
-            raise InputError(f"equilibration must be 0 steps or more, not {self.equilibration}")
-        if self.steps // self.interval < 200:
-            raise InputError(
-                f"{self.steps} steps with a flux every {self.interval} leave {max(self.steps, 0) // self.interval}"
-                " fluxes,"
-                " too few to correlate; take at least 200"
-            )
+        super().check()
+        require_positive(self, "correlation")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import numpy as np
 from ase.calculators.calculator import BaseCalculator
 
 from equipes.errors import InputError
-from equipes.simulate.crystals import checked_supercell
 from equipes.simulate.evaluations import checked_start
-from equipes.simulate.flux_runs import FluxRun, FluxSettings, flux_run
+from equipes.simulate.flux_runs import FluxOptions, FluxRun, FluxSettings, flux_run, require_positive
 from equipes.simulate.heat_flux import CITATIONS, WATTS, checked_solid, potential_of
 from equipes.simulate.results import Check, Progress, Provenance, plain, silent
 from equipes.simulate.statistics import mean_with_error
@@ -30,58 +29,31 @@ _MOVED = 2.0  # Å
 
 
 @dataclass(frozen=True)
-class HNEMDOptions:
-    """What `hnemd` does.
+class HNEMDOptions(FluxOptions):
+    """What `hnemd` does; steps are driven, runs are those with each field.
 
     Attributes:
-        temperature: K.
-        supercell: how often the structure is repeated.
         field: 1/Å, the driving force; half of it is applied too, to see whether the response is linear. Too small and
             noise buries the flux, too large and phonons that fly farther than about 1 / field do not respond in
             proportion.
         direction: of the field and the flux.
-        steps: of each run, driven.
-        settling: fraction of them at the start that is left out, while the flux sets in.
-        equilibration: steps at `temperature` before them.
-        runs: independent runs with each field.
-        timestep: fs.
-        interval: steps between two records.
-        seed: of the velocities.
+        settling: fraction of the steps at the start that is left out, while the flux sets in.
     """
 
-    temperature: float
-    supercell: tuple[int, int, int] = (1, 1, 1)
+    fewest_fluxes = 100
+
     field: float = 1e-4
     direction: tuple[float, float, float] = (1.0, 0.0, 0.0)
-    steps: int = 100_000
     settling: float = 0.1
-    equilibration: int = 5_000
-    runs: int = 1
-    timestep: float = 1.0
-    interval: int = 10
-    seed: int = 0
 
     def check(self) -> None:
         """Raises `InputError` for what makes no sense."""
-        checked_supercell(self.supercell)
-        for name in ("temperature", "timestep", "field"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("runs", "interval"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        super().check()
+        require_positive(self, "field")
         if not np.isfinite(self.direction).all() or not np.linalg.norm(self.direction) > 0:
             raise InputError(f"the direction must be a vector that is not zero, not {self.direction}")
         if not 0 <= self.settling <= 0.5:
             raise InputError(f"settling must be a fraction from 0 to 0.5, not {self.settling}")
-        if self.equilibration < 0:
-            raise InputError(f"equilibration must be 0 steps or more, not {self.equilibration}")
-        if self.steps // self.interval < 100:
-            raise InputError(
-                f"{self.steps} steps with a record every {self.interval} leave {max(self.steps, 0) // self.interval}"
-                " records,"
-                " too few for a mean with an error; take at least 100"
-            )
 
 
 @dataclass(frozen=True)

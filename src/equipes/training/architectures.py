@@ -19,6 +19,10 @@ from pydantic import (
 )
 
 PerSpecies = float | dict[str, float]
+EnergyScales = Annotated[
+    PerSpecies | None, Field(description="eV; null: rms of the training forces times 1 Å")
+]
+EnergyShifts = Annotated[PerSpecies | None, Field(description="eV; null: the reference energies")]
 Interaction = Literal[
     "RealAgnosticInteractionBlock",
     "RealAgnosticResidualInteractionBlock",
@@ -33,15 +37,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class ModelConfig(Section):
-    """NequIP and its hyperparameters."""
+class ArchitectureConfig(Section):
+    """What all architectures have."""
 
-    architecture: Literal["nequip"] = "nequip"
+    architecture: str
     species: list[str] | None = Field(default=None, description="chemical symbols; null: those of the data")
     dtype: Literal["float32", "float64"] = "float32"
     r_max: PositiveFloat | None = Field(
         default=None, description="cutoff, Å; null: 5, or more where neighbours are few"
     )
+
+
+class NequIPConfig(ArchitectureConfig):
+    """NequIP and its hyperparameters."""
+
+    architecture: Literal["nequip"] = "nequip"
     num_layers: PositiveInt = 4
     l_max: Annotated[int, Field(ge=0, le=6)] = 3
     num_features: PositiveInt | list[PositiveInt] = Field(
@@ -59,27 +69,18 @@ class ModelConfig(Section):
     avg_num_neighbors: PerSpecies | None = Field(
         default=None, description="null: measured on the training frames"
     )
-    per_type_energy_scales: PerSpecies | None = Field(
-        default=None, description="eV; null: rms of the training forces times 1 Å"
-    )
-    per_type_energy_shifts: PerSpecies | None = Field(
-        default=None, description="eV; null: the reference energies"
-    )
+    per_type_energy_scales: EnergyScales = None
+    per_type_energy_shifts: EnergyShifts = None
     per_type_energy_scales_trainable: bool = False
     per_type_energy_shifts_trainable: bool = False
     per_edge_type_cutoff: dict[str, float | dict[str, float]] | None = None
     zbl: bool = False
 
 
-class MACEConfig(Section):
+class MACEConfig(ArchitectureConfig):
     """MACE and its hyperparameters."""
 
     architecture: Literal["mace"]
-    species: list[str] | None = Field(default=None, description="chemical symbols; null: those of the data")
-    dtype: Literal["float32", "float64"] = "float32"
-    r_max: PositiveFloat | None = Field(
-        default=None, description="cutoff, Å; null: 5, or more where neighbours are few"
-    )
     num_bessel: PositiveInt = 8
     num_polynomial_cutoff: Annotated[int, Field(ge=2)] = 5
     max_ell: Annotated[int, Field(ge=0, le=6)] = 3
@@ -105,15 +106,10 @@ class MACEConfig(Section):
     atomic_inter_shift: float = 0.0
 
 
-class SevenNetConfig(Section):
+class SevenNetConfig(ArchitectureConfig):
     """SevenNet and its hyperparameters."""
 
     architecture: Literal["sevennet"]
-    species: list[str] | None = Field(default=None, description="chemical symbols; null: those of the data")
-    dtype: Literal["float32", "float64"] = "float32"
-    r_max: PositiveFloat | None = Field(
-        default=None, description="cutoff, Å; null: 5, or more where neighbours are few"
-    )
     num_layers: PositiveInt = 5
     l_max: Annotated[int, Field(ge=0, le=6)] = 2
     num_features: PositiveInt | list[PositiveInt] = Field(
@@ -132,69 +128,42 @@ class SevenNetConfig(Section):
     denominator: PositiveFloat | list[PositiveFloat] | None = Field(
         default=None, description="of sums over neighbours; null: their mean number in the training frames"
     )
-    per_type_energy_scales: PerSpecies | None = Field(
-        default=None, description="eV; null: rms of the training forces times 1 Å"
-    )
-    per_type_energy_shifts: PerSpecies | None = Field(
-        default=None, description="eV; null: the reference energies"
-    )
+    per_type_energy_scales: EnergyScales = None
+    per_type_energy_shifts: EnergyShifts = None
     per_type_energy_scales_trainable: bool = False
     per_type_energy_shifts_trainable: bool = False
 
 
-class SchNetConfig(Section):
+class SchNetConfig(ArchitectureConfig):
     """SchNet and its hyperparameters."""
 
     architecture: Literal["schnet"]
-    species: list[str] | None = Field(default=None, description="chemical symbols; null: those of the data")
-    dtype: Literal["float32", "float64"] = "float32"
-    r_max: PositiveFloat | None = Field(
-        default=None, description="cutoff, Å; null: 5, or more where neighbours are few"
-    )
     num_features: PositiveInt = 64
     num_interactions: PositiveInt = 3
     gaussian_spacing: PositiveFloat = 0.1
     gaussian_gamma: PositiveFloat = 10.0
-    per_type_energy_scales: PerSpecies | None = Field(
-        default=None, description="eV; null: rms of the training forces times 1 Å"
-    )
-    per_type_energy_shifts: PerSpecies | None = Field(
-        default=None, description="eV; null: the reference energies"
-    )
+    per_type_energy_scales: EnergyScales = None
+    per_type_energy_shifts: EnergyShifts = None
 
 
-class PhysNetConfig(Section):
+class PhysNetConfig(ArchitectureConfig):
     """PhysNet (short range) and its hyperparameters."""
 
     architecture: Literal["physnet"]
-    species: list[str] | None = Field(default=None, description="chemical symbols; null: those of the data")
-    dtype: Literal["float32", "float64"] = "float32"
-    r_max: PositiveFloat | None = Field(
-        default=None, description="cutoff, Å; null: 5, or more where neighbours are few"
-    )
     num_features: PositiveInt = 128
     num_basis: PositiveInt = 64
     num_modules: PositiveInt = 5
     num_residual_interaction: Annotated[int, Field(ge=0)] = 3
     num_residual_atomic: Annotated[int, Field(ge=0)] = 2
     num_residual_output: Annotated[int, Field(ge=0)] = 1
-    per_type_energy_scales: PerSpecies | None = Field(
-        default=None, description="eV; null: rms of the training forces times 1 Å"
-    )
-    per_type_energy_shifts: PerSpecies | None = Field(
-        default=None, description="eV; null: the reference energies"
-    )
+    per_type_energy_scales: EnergyScales = None
+    per_type_energy_shifts: EnergyShifts = None
 
 
-class ANIConfig(Section):
+class ANIConfig(ArchitectureConfig):
     """ANI and its hyperparameters."""
 
     architecture: Literal["ani"]
-    species: list[str] | None = Field(default=None, description="chemical symbols; null: those of the data")
-    dtype: Literal["float32", "float64"] = "float32"
-    r_max: PositiveFloat | None = Field(
-        default=None, description="cutoff, Å; null: 5, or more where neighbours are few"
-    )
     angular_r_max: PositiveFloat = 3.5
     radial_eta: PositiveFloat = 16.0
     num_radial: PositiveInt = 16
@@ -203,12 +172,8 @@ class ANIConfig(Section):
     num_angular_shells: PositiveInt = 4
     num_angles: PositiveInt = 8
     hidden: list[PositiveInt] = [128, 128, 64]
-    per_type_energy_scales: PerSpecies | None = Field(
-        default=None, description="eV; null: rms of the training forces times 1 Å"
-    )
-    per_type_energy_shifts: PerSpecies | None = Field(
-        default=None, description="eV; null: the reference energies"
-    )
+    per_type_energy_scales: EnergyScales = None
+    per_type_energy_shifts: EnergyShifts = None
 
 
 FINE_TUNED = "fine-tuned"
@@ -241,7 +206,7 @@ def _architecture(section: Any) -> Any:
 
 
 AnyModelConfig = Annotated[
-    Annotated[ModelConfig, Tag("nequip")]
+    Annotated[NequIPConfig, Tag("nequip")]
     | Annotated[MACEConfig, Tag("mace")]
     | Annotated[SevenNetConfig, Tag("sevennet")]
     | Annotated[SchNetConfig, Tag("schnet")]
@@ -251,7 +216,7 @@ AnyModelConfig = Annotated[
     Discriminator(_architecture),
 ]
 MODEL_CONFIGS: dict[str, type[Section]] = {
-    "nequip": ModelConfig,
+    "nequip": NequIPConfig,
     "mace": MACEConfig,
     "sevennet": SevenNetConfig,
     "schnet": SchNetConfig,

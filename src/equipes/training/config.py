@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from equipes.training.architectures import FINE_TUNED, AnyModelConfig, ModelConfig, Section
+from equipes.training.architectures import FINE_TUNED, AnyModelConfig, NequIPConfig, Section
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Size = int | float | list[int] | str
@@ -208,7 +208,7 @@ class Config(Section):
     """A whole training."""
 
     data: DataConfig
-    model: AnyModelConfig = ModelConfig()
+    model: AnyModelConfig = NequIPConfig()
     train: TrainConfig = TrainConfig()
     pretraining: PretrainingConfig | None = Field(default=None, description="null: none")
     fine_tuning: FineTuningConfig | None = Field(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from equipes.errors import InputError
 from equipes.files import atomic_write
-from equipes.training.architectures import MODEL_CONFIGS, ModelConfig
+from equipes.training.architectures import MODEL_CONFIGS, NequIPConfig
 from equipes.training.config import Config
 
 SECTIONS = tuple(Config.model_fields)
@@ -105,7 +105,7 @@ def _all_keys(tree: Any) -> Iterator[Any]:
 
 
 def _move_model_keys(tree: dict[str, Any], source: str) -> None:
-    for key in [key for key in tree if key in ModelConfig.model_fields]:
+    for key in [key for key in tree if key in NequIPConfig.model_fields]:
         model = tree.setdefault("model", {})
         if not isinstance(model, dict) or key in model:
             raise InputError(

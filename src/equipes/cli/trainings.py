@@ -1,12 +1,14 @@
-"""`equipes benchmark rmd17`, `acac` and `3bpa`: train on published molecules, and compare with published figures."""
+"""`equipes benchmark rmd17`, `acac`, `3bpa`, `mlearn`: train on published data, compare with published figures."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from equipes.cli.groups import Group, spread
 from equipes.cli.output import STDOUT, JsonPath, Overwrite, check_json_path, write_json
 from equipes.errors import InputError
 
@@ -19,40 +21,72 @@ ARCHITECTURES = ("nequip", "mace", "sevennet", "schnet", "physnet", "ani")
 DEFAULT_ARCHITECTURES = ("nequip", "mace", "schnet", "physnet", "ani")
 DEFAULT_MOLECULES = ("ethanol", "benzene", "malonaldehyde", "uracil", "aspirin")
 
-Data = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data set.", show_default=False)
-]
 Out = Annotated[
     Path,
     typer.Option("--out", "-o", metavar="DIR", help="Where trainings and results go; what is done stays."),
 ]
-Models = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help=f"Of {', '.join(ARCHITECTURES)}; more than once; all but sevennet by default.",
-    ),
-]
+Frames = Annotated[int, typer.Option("--frames", metavar="N", help="Frames to train on.")]
 IsolatedAtoms = Annotated[
     bool, typer.Option("--isolated-atoms", help="Reference energies from isolated_atoms.xyz, not fitted.")
 ]
-Minutes = Annotated[float, typer.Option("--minutes", min=0.001, help="Wall-clock budget of each training.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of weights and batches.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="[NAME:]KEY=VALUE",
-        help="A setting of all trainings, or of one architecture: mace:max_ell=2.",
-    ),
-]
+
+
+@dataclass(frozen=True)
+class TrainingOptions(Group):
+    """What is trained on what, and for how long."""
+
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data set.", show_default=False)
+    ] = None
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help=f"Of {', '.join(ARCHITECTURES)}; more than once; all but sevennet by default.",
+        ),
+    ] = None
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.001, help="Wall-clock budget of each training.")
+    ] = 30.0
+    seed: Annotated[int, typer.Option("--seed", help="Of weights and batches.")] = 0
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="[NAME:]KEY=VALUE",
+            help="A setting of all trainings, or of one architecture: mace:max_ell=2.",
+        ),
+    ] = None
+    json: JsonPath = None
+    overwrite: Overwrite = False
+
+    def settings(self) -> BenchmarkSettings:
+        """Those of all trainings."""
+        from equipes.benchmark import BenchmarkSettings
+
+        overrides: dict[str, tuple[str, ...]] = {}
+        for assignment in self.set_ or []:
+            name, colon, rest = assignment.partition(":")
+            if colon and "=" not in name:
+                _refuse_unknown([name])
+                overrides[name] = (*overrides.get(name, ()), rest)
+            else:
+                overrides[""] = (*overrides.get("", ()), assignment)
+        return BenchmarkSettings(self.minutes, self.seed, overrides)
+
+
+def register(benchmark: typer.Typer) -> None:
+    """Add the commands of this module."""
+    benchmark.command()(spread(rmd17))
+    benchmark.command()(spread(acac))
+    benchmark.command("3bpa")(spread(three_bpa))
+    benchmark.command()(spread(mlearn))
 
 
 def rmd17(
-    data: Data = None,
+    options: TrainingOptions,
     out: Out = Path("benchmark-rmd17"),
-    model: Models = None,
     molecule: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,9 +102,6 @@ def rmd17(
     learning_curve: Annotated[
         bool, typer.Option("--learning-curve", help="10, 25, 50, 100, 300 and 950 frames, and a plot.")
     ] = False,
-    minutes: Minutes = 30.0,
-    seed: Seed = 0,
-    set_: Set = None,
     split: Annotated[int, typer.Option("--split", min=1, max=5, help="Official split.")] = 1,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch the data set (1 GB) into --data if it is not there.")
@@ -81,8 +112,6 @@ def rmd17(
             "--pretrain", help="Train each again, pre-trained on xTB labels around its first training frame."
         ),
     ] = False,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Small molecules: energies and forces of rMD17's official test split, with 950 and with 50 training frames.
 
@@ -92,73 +121,60 @@ def rmd17(
     from equipes.benchmark.download import download_rmd17
     from equipes.benchmark.runs import PRETRAINED, SCRATCH
 
-    folder = data or Path("rmd17")
+    folder = options.data or Path("rmd17")
     if download:
         download_rmd17(folder)
     sizes = list(LEARNING_CURVE) if learning_curve and not frames else frames or [950, 50]
     cases = [rmd17_case(folder, name, n, split) for name in molecule or DEFAULT_MOLECULES for n in sizes]
-    _run(
-        cases,
-        model,
-        _settings(minutes, seed, set_),
-        out,
-        json,
-        overwrite=overwrite,
-        learning_curve=learning_curve,
-        starts=(SCRATCH, PRETRAINED) if pretrain else (SCRATCH,),
-    )
+    starts = (SCRATCH, PRETRAINED) if pretrain else (SCRATCH,)
+    _run(cases, options, out, learning_curve=learning_curve, starts=starts)
 
 
 def acac(
-    data: Data = None,
+    options: TrainingOptions,
     out: Out = Path("benchmark-acac"),
-    model: Models = None,
-    frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames to train on.")] = 450,
+    frames: Frames = 450,
     isolated_atoms: IsolatedAtoms = False,
-    minutes: Minutes = 30.0,
-    seed: Seed = 0,
-    set_: Set = None,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Acetylacetone: trained at 300 K, tested at 300 K, at 600 K and along a dihedral (every test_*.xyz there is)."""
-    from equipes.benchmark import temperature_case
-
-    case = temperature_case(data or Path("acac"), "acac", frames, isolated_atoms=isolated_atoms)
-    _run([case], model, _settings(minutes, seed, set_), out, json, overwrite=overwrite)
+    _run_heated("acac", options, out, frames, isolated_atoms=isolated_atoms)
 
 
 def three_bpa(
-    data: Data = None,
+    options: TrainingOptions,
     out: Out = Path("benchmark-3bpa"),
-    model: Models = None,
-    frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames to train on.")] = 450,
+    frames: Frames = 450,
     isolated_atoms: IsolatedAtoms = False,
-    minutes: Minutes = 30.0,
-    seed: Seed = 0,
-    set_: Set = None,
-    json: JsonPath = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """3BPA: trained at 300 K, tested at 300, 600 and 1200 K and along dihedrals (every test_*.xyz there is)."""
+    _run_heated("3bpa", options, out, frames, isolated_atoms=isolated_atoms)
+
+
+def mlearn(
+    options: TrainingOptions,
+    out: Out = Path("benchmark-mlearn"),
+    element: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--element", metavar="SYMBOL", help="More than once; Ni, Cu, Li, Mo, Si, Ge by default."
+        ),
+    ] = None,
+) -> None:
+    """Crystals, surfaces, vacancies and melts of elements: the test sets of mlearn.
+
+    The folder has `<element>_train.xyz` and `<element>_test.xyz`.
+    """
+    from equipes.benchmark.cases import ELEMENTS, mlearn_case
+
+    folder = options.data or Path("mlearn")
+    _run([mlearn_case(folder, name) for name in element or ELEMENTS], options, out)
+
+
+def _run_heated(name: str, options: TrainingOptions, out: Path, frames: int, *, isolated_atoms: bool) -> None:
     from equipes.benchmark import temperature_case
 
-    case = temperature_case(data or Path("3bpa"), "3bpa", frames, isolated_atoms=isolated_atoms)
-    _run([case], model, _settings(minutes, seed, set_), out, json, overwrite=overwrite)
-
-
-def _settings(minutes: float, seed: int, assignments: list[str] | None) -> BenchmarkSettings:
-    from equipes.benchmark import BenchmarkSettings
-
-    overrides: dict[str, tuple[str, ...]] = {}
-    for assignment in assignments or []:
-        name, colon, rest = assignment.partition(":")
-        if colon and "=" not in name:
-            _refuse_unknown([name])
-            overrides[name] = (*overrides.get(name, ()), rest)
-        else:
-            overrides[""] = (*overrides.get("", ()), assignment)
-    return BenchmarkSettings(minutes, seed, overrides)
+    case = temperature_case(options.data or Path(name), name, frames, isolated_atoms=isolated_atoms)
+    _run([case], options, out)
 
 
 def _refuse_unknown(names: Sequence[str]) -> None:
@@ -169,12 +185,9 @@ def _refuse_unknown(names: Sequence[str]) -> None:
 
 def _run(
     cases: list[Case],
-    models: list[str] | None,
-    settings: BenchmarkSettings,
+    options: TrainingOptions,
     out: Path,
-    json: Path | None,
     *,
-    overwrite: bool,
     learning_curve: bool = False,
     starts: Sequence[str] = ("from scratch",),
 ) -> None:
@@ -185,9 +198,10 @@ def _run(
     from equipes.benchmark.runs import Interrupted
     from equipes.files import writing_to
 
-    names = list(dict.fromkeys(models or DEFAULT_ARCHITECTURES))
+    names = list(dict.fromkeys(options.model or DEFAULT_ARCHITECTURES))
     _refuse_unknown(names)
-    check_json_path(json, overwrite=overwrite)
+    settings = options.settings()
+    check_json_path(options.json, overwrite=options.overwrite)
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
@@ -202,6 +216,6 @@ def _run(
             console.print("Stopped; repeat the command to go on.", highlight=False)
             raise typer.Exit(128 + interruption.signal) from None
         write_results(rows, out, learning_curve=learning_curve)
-    if json != STDOUT:
+    if options.json != STDOUT:
         typer.echo(markdown(rows))
-    write_json({"rows": [vars(row) for row in rows]}, json, overwrite=overwrite)
+    write_json({"rows": [vars(row) for row in rows]}, options.json, overwrite=options.overwrite)
