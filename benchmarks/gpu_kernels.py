@@ -8,7 +8,8 @@ Each kernel of the message passing of typical models runs on silicon, and its re
 kernel in float64. On a GPU it is then timed by CUDA events, and so is the reference kernel. What a kernel could not do
 without are its bytes (every row of an edge or atom read or written once) over the bandwidth of a copy, and the
 operations of its unrolled products over the rate of multiply-adds, both measured here; the larger is its limit, and
-`reached` is the limit over the time. Times are medians. Through the interpreter nothing is timed.
+`reached` is the limit over the time. Times are medians. Through the interpreter nothing is timed. The symmetric
+contractions of MACE follow, compared with plain torch (`gpu_contraction.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import gpu_contraction
 import machine
 import systems
 import tables
@@ -252,10 +254,20 @@ def check(name: str, operands: Operands) -> dict[str, float]:
     return errors
 
 
-def check_and_time(options: argparse.Namespace, dtype: torch.dtype) -> list[dict[str, Any]]:
+def all_rows(options: argparse.Namespace, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Those of the parts that were asked for."""
+    reached = limits(options.device) if options.device != "cpu" else {}
+    rows = check_and_time(options, dtype, reached) if "messages" in options.parts else []
+    if "contraction" in options.parts:
+        rows += gpu_contraction.check_and_time(options, dtype, TOLERANCES[dtype], time_of, reached)
+    return rows
+
+
+def check_and_time(
+    options: argparse.Namespace, dtype: torch.dtype, reached: dict[str, float]
+) -> list[dict[str, Any]]:
     """One row for each kernel of each form, and on a GPU one for each form of what is made of them."""
     on_gpu = options.device != "cpu"
-    reached = limits(options.device) if on_gpu else {}
     cutoff = 2.6 if options.quick else CUTOFF
 
     def graph_of(atoms: int) -> AtomGraph:
@@ -317,22 +329,32 @@ def main() -> None:
     parser.add_argument("--atoms", type=int, default=4096, help="of silicon, for the times")
     parser.add_argument("--double", action="store_true", help="float64 in place of float32")
     parser.add_argument("--resources", action="store_true", help="registers and spills; needs no GPU")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=("messages", "contraction"),
+        default=("messages", "contraction"),
+        help="default: both",
+    )
     options = parser.parse_args()
     tables.check_outputs(options)
     facts = machine.conditions(("equipes", "torch", "triton"))
     number = "float64" if options.double else "float32"
     if options.resources:
-        rows, title = resources(options.double), f"Kernels compiled for an H100, {number}"
+        rows = resources(options.double) if "messages" in options.parts else []
+        if "contraction" in options.parts:
+            rows += gpu_contraction.resources(getattr(torch, number))
+        title = f"Kernels compiled for an H100, {number}"
     elif options.device == "cpu":
         if not options.quick:
             raise InputError("the interpreter is slow: add --quick to --device cpu, or use a GPU")
-        rows = check_and_time(options, getattr(torch, number))
+        rows = all_rows(options, getattr(torch, number))
         title = f"Through the interpreter, for correctness alone, {number}"
     else:
         if not torch.cuda.is_available():
             raise InputError("there is no CUDA GPU here; --device cpu --quick checks the kernels without one")
         facts["gpu"] = torch.cuda.get_device_name(options.device)
-        rows = check_and_time(options, getattr(torch, number))
+        rows = all_rows(options, getattr(torch, number))
         title = f"On {facts['gpu']}, {options.atoms} atoms of silicon, {number}, medians"
     columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name != "form"]
     cells = [[f"{row['form']}: {row['kernel']}", *(row.get(name) for name in columns[1:])] for row in rows]
