@@ -20,6 +20,7 @@ from equipes.kernels.contraction import (
     reference_contract_reverse,
 )
 from equipes.kernels.polynomials import PolynomialTable
+from equipes.kernels.triton.writer import Kernel
 from test_contraction_native import layer_of
 
 EXACT = 1e-12
@@ -221,6 +222,43 @@ def test_compiled_for_an_h100_nothing_is_spilled(dtype: torch.dtype) -> None:
             assert assembly.local_bytes == 0 and assembly.registers <= 200
             assert not {"atom", "red", "mma", "wgmma"} & set(assembly.ptx.replace(".", " ").split())
             assert ("fma.rn.f64" if dtype == torch.float64 else "fma.rn.f32") in assembly.ptx
+
+
+@pytest.mark.skipif(not ours.installed(), reason="Triton is not installed (extra gpu)")
+def test_arguments_as_a_gpu_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a launch but the launch, for a GPU that is made up: types, warps, and no number compiled in."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    from equipes.kernels.triton import contraction as module
+    from equipes.kernels.triton.launch import OPTIONS, compiled
+
+    class MadeUp:
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+    found = []
+
+    def warm_up(code: Kernel, grid: tuple[int, int], operands: list[Tensor], **options: int) -> None:
+        found.append(compiled(code).warmup(*operands, grid=grid, **OPTIONS | options))
+
+    monkeypatch.setattr(driver, "_active", MadeUp())
+    monkeypatch.setattr(module, "start", warm_up)
+    monkeypatch.setenv("EQUIPES_KERNEL", "triton")
+    operands_of("64 channels", 1).to(torch.float32).results()
+    assert [list(each.src.signature.values()) for each in found] == [
+        ["*fp32"] * 3 + ["*i64"],
+        ["*fp32"] * 4 + ["*i64"],
+    ]
+    assert not any(each.src.constants for each in found)
+    # 64 channels are two for each lane of a warp.
+    assert [each.metadata.num_warps for each in found] == [1, 1]
 
 
 def test_places_in_rows_need_64_bits() -> None:
