@@ -42,6 +42,7 @@ class Contraction:
         self.A = torch.randn(atoms, layer.irreps_in.dim, dtype=torch.float64).to(device)
         self.g = torch.randn(atoms, layer.irreps_out.dim, dtype=torch.float64).to(device)
         types = torch.arange(atoms, device=device) % N_SPECIES
+        self.types = types
         self.groups = tuple(torch.nonzero(types == s).squeeze(1) for s in range(N_SPECIES))
         self.small = tuple(t.to(dtype) for t in (self.A, self.c, self.g))
 
@@ -49,14 +50,14 @@ class Contraction:
         """The kernels of a pass."""
         A, c, g = self.small
         if kind == "forward":
-            return contraction.contract(self.table, A, c, self.groups)
-        return contraction.contract_reverse(self.table, A, c, self.groups, g)
+            return contraction.contract(self.table, A, c, self.types, self.groups)
+        return contraction.contract_reverse(self.table, A, c, self.types, self.groups, g)
 
     def expected(self, kind: str) -> Tensor:
         """The same in plain torch and float64."""
         if kind == "forward":
-            return reference_contract(self.table, self.A, self.c, self.groups)
-        return reference_contract_reverse(self.table, self.A, self.c, self.groups, self.g)
+            return reference_contract(self.table, self.A, self.c, self.types)
+        return reference_contract_reverse(self.table, self.A, self.c, self.types, self.g)
 
     def work(self, kind: str) -> tuple[float, float]:
         """Bytes of rows read and written once, and floating-point operations of the texts."""

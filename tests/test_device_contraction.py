@@ -45,26 +45,27 @@ CASES = {
 
 @dataclass(frozen=True, eq=False)
 class Operands:
-    """Of the last species there are no atoms; atoms come in any order."""
+    """Of the last species there are no atoms; those of a group come in any order."""
 
     table: PolynomialTable
     A: Tensor
     coefficients: Tensor
+    types: Tensor
     groups: tuple[Tensor, ...]
     g: Tensor
-    types: Tensor
 
     def to(self, where: torch.dtype | str) -> Operands:
         A, coefficients, g = (t.to(where) for t in (self.A, self.coefficients, self.g))
         groups = self.groups if isinstance(where, torch.dtype) else tuple(t.to(where) for t in self.groups)
-        return Operands(self.table, A, coefficients, groups, g, self.types)
+        types = self.types if isinstance(where, torch.dtype) else self.types.to(where)
+        return Operands(self.table, A, coefficients, types, groups, g)
 
-    def results(self) -> tuple[Tensor, Tensor]:
-        given = self.table, self.A, self.coefficients, self.groups
+    def results(self, *, grouped: bool = True) -> tuple[Tensor, Tensor]:
+        given = self.table, self.A, self.coefficients, self.types, self.groups if grouped else None
         return contract(*given), contract_reverse(*given, self.g)
 
     def expected(self) -> tuple[Tensor, Tensor]:
-        given = self.table, self.A, self.coefficients, self.groups
+        given = self.table, self.A, self.coefficients, self.types
         return reference_contract(*given), reference_contract_reverse(*given, self.g)
 
 
@@ -77,7 +78,7 @@ def operands_of(case: str, n: int = 5) -> Operands:
     coefficients = (couplings @ layer.weight_rows()).detach()
     groups = tuple(torch.nonzero(types == s).squeeze(1).flip(0) for s in range(4))
     g = torch.randn(n, layer.irreps_out.dim, dtype=torch.float64)
-    return Operands(layer.table, A, coefficients, groups, g, types)
+    return Operands(layer.table, A, coefficients, types, groups, g)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -117,6 +118,12 @@ def test_the_kernels_are_plain_torch(case: str, device: str) -> None:
         assert error(found, expected) < EXACT
 
 
+def test_groups_change_no_bit(device: str) -> None:
+    given = operands_of("three bodies").to(device)
+    for one, other in zip(given.results(), given.results(grouped=False), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("case", ["three bodies", "64 channels"])
 def test_single_precision(case: str, device: str) -> None:
     given = operands_of(case).to(device)
@@ -139,17 +146,16 @@ def test_many_terms_in_several_kernels(most: int, device: str, monkeypatch: pyte
         assert error(found, expected) < EXACT
 
 
-def test_atoms_in_no_group_get_nothing_and_others_are_not_touched(device: str) -> None:
+def test_atoms_do_not_see_each_other(device: str) -> None:
+    """What one is that means nothing, and comes several times, as in padding, does not matter to others."""
     given = operands_of("three bodies", 6).to(device)
     A = given.A.clone()
-    A[1] = torch.nan
-    groups = tuple(atoms[atoms != 1] for atoms in given.groups)
-    m = contract(given.table, A, given.coefficients, groups)
-    dA = contract_reverse(given.table, A, given.coefficients, groups, given.g)
+    A[5] = torch.nan
+    groups = tuple(torch.cat([atoms, torch.full_like(atoms[:1], 5)]) for atoms in given.groups)
+    m = contract(given.table, A, given.coefficients, given.types, groups)
+    dA = contract_reverse(given.table, A, given.coefficients, given.types, groups, given.g)
     for found, expected in zip((m, dA), given.expected(), strict=True):
-        rest = torch.arange(6, device=found.device) != 1
-        assert not found[1].any()
-        assert error(found[rest], expected[rest]) < EXACT
+        assert error(found[:5], expected[:5]) < EXACT
 
 
 def test_operands_in_any_place(device: str) -> None:
@@ -157,35 +163,39 @@ def test_operands_in_any_place(device: str) -> None:
     given = operands_of("three bodies").to(device)
     wide = torch.stack([given.A, torch.full_like(given.A, torch.nan)], dim=2)[..., 0]
     groups = tuple(torch.stack([atoms, atoms + 10**9], dim=1)[:, 0] for atoms in given.groups)
-    found = contract(given.table, wide, given.coefficients.transpose(0, 1).clone().transpose(0, 1), groups)
-    assert not wide.is_contiguous()
+    c = given.coefficients.transpose(0, 1).contiguous().transpose(0, 1)
+    types = torch.stack([given.types, given.types + 10**9], dim=1)[:, 0]
+    found = contract(given.table, wide, c, types, groups)
+    assert not wide.is_contiguous() and not c.is_contiguous() and not types.is_contiguous()
     assert torch.equal(found, given.results()[0])
 
 
 def test_without_atoms_and_without_terms(device: str) -> None:
     given = operands_of("three bodies").to(device)
     nobody = tuple(atoms[:0] for atoms in given.groups)
-    assert contract(given.table, given.A[:0], given.coefficients, nobody).shape == (0, given.g.shape[1])
+    m = contract(given.table, given.A[:0], given.coefficients, given.types[:0], nobody)
+    assert m.shape == (0, given.g.shape[1])
     nothing = PolynomialTable(
         2, 1, ((np.zeros((0, 1), int), np.zeros(1, int)),), np.zeros(0, int), np.zeros((0, 0))
     )
     A, c = torch.ones(3, 8, device=device), torch.ones(1, 0, 4, device=device)
-    atoms = (torch.arange(3, device=device),)
-    assert contract(nothing, A, c, atoms).shape == (3, 4) and not contract(nothing, A, c, atoms).any()
-    assert not contract_reverse(nothing, A, c, atoms, torch.ones(3, 4, device=device)).any()
+    types = torch.zeros(3, dtype=torch.int64, device=device)
+    m = contract(nothing, A, c, types)
+    assert m.shape == (3, 4) and not m.any()
+    assert not contract_reverse(nothing, A, c, types, None, torch.ones(3, 4, device=device)).any()
 
 
 def test_operands_that_do_not_fit() -> None:
     given = operands_of("three bodies")
-    for A, c, groups in (
-        (given.A[:, 1:], given.coefficients, given.groups),
-        (given.A, given.coefficients[:, 1:], given.groups),
-        (given.A, given.coefficients, given.groups[1:]),
+    for A, c, types in (
+        (given.A[:, 1:], given.coefficients, given.types),
+        (given.A, given.coefficients[:, 1:], given.types),
+        (given.A, given.coefficients, given.types[1:]),
     ):
         with pytest.raises(ValueError, match="polynomials of 9 components"):
-            contract(given.table, A, c, groups)
+            contract(given.table, A, c, types)
     with pytest.raises(ValueError, match="cotangents of 5 atoms"):
-        contract_reverse(given.table, given.A, given.coefficients, given.groups, given.g[1:])
+        contract_reverse(given.table, given.A, given.coefficients, given.types, None, given.g[1:])
 
 
 @pytest.mark.skipif(not ours.installed(), reason="Triton is not installed (extra gpu)")
@@ -203,11 +213,12 @@ def test_the_host_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
             return torch.empty_like(mode.from_tensor(tensor), device="cuda")
 
         groups = tuple(there(atoms) for atoms in given.groups)
-        A, c, g = (there(t) for t in (given.A, given.coefficients, given.g))
-        found = contract(given.table, A, c, groups), contract_reverse(given.table, A, c, groups, g)
+        A, c, g, types = (there(t) for t in (given.A, given.coefficients, given.g, given.types))
+        operands = given.table, A, c, types, groups
+        found = contract(*operands), contract_reverse(*operands, g)
         assert [t.device.type for t in found] == ["cuda"] * 2
-    # A launch for each species that has atoms, a program for each atom and tile of channels.
-    assert grids == [(2, 2), (2, 2), (1, 2)] * 2
+    # A program for each atom and tile of channels.
+    assert grids == [(5, 2)] * 2
 
 
 @pytest.mark.skipif(not ours.installed(), reason="Triton is not installed (extra gpu)")
@@ -253,8 +264,8 @@ def test_arguments_as_a_gpu_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EQUIPES_KERNEL", "triton")
     operands_of("64 channels", 1).to(torch.float32).results()
     assert [list(each.src.signature.values()) for each in found] == [
-        ["*fp32"] * 3 + ["*i64"],
-        ["*fp32"] * 4 + ["*i64"],
+        ["*fp32"] * 3 + ["*i64"] * 2,
+        ["*fp32"] * 4 + ["*i64"] * 2,
     ]
     assert not any(each.src.constants for each in found)
     # 64 channels are two for each lane of a warp.
@@ -269,4 +280,5 @@ def test_places_in_rows_need_64_bits() -> None:
     for kind in ("forward", "reverse"):
         (code,) = kernels(table, Shape.of(table, 128, torch.float32), kind, 1000)
         assert "i = tl.load(order + tl.program_id(0)).to(tl.int64)" in code.text
+        assert "c += tl.load(types + i).to(tl.int64) * " in code.text
         assert len(re.findall(r"\w+ \+= i \* \d+ \+ u", code.text)) == (2 if kind == "forward" else 3)

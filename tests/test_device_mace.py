@@ -128,3 +128,24 @@ def test_the_calculator_and_dynamics(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_others_are_still_refused() -> None:
     with pytest.raises(InputError, match="cannot be frozen for cpu"):
         freeze_on_device(make("ani"), "cpu")
+
+
+def test_torch_sim_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several structures at once, frozen as by the calculator of one."""
+    ts = pytest.importorskip("torch_sim", reason="torch-sim is not installed (extra batched)")
+    from equipes.calculators.torch_sim import TorchSimModel
+
+    monkeypatch.setattr("equipes.calculators.ase.runs_natively", lambda device: False)
+    monkeypatch.setattr("equipes.calculators.ase.kernel_name", lambda device: "triton")
+    potential = make("mace")
+    model = TorchSimModel(convert(potential, "float32"), dtype="float32")
+    structures = [rattled(1), rattled(2, (2, 1, 1))]
+    state = ts.io.atoms_to_state(structures, model.device, model.dtype)
+    found = model(state)
+    assert isinstance(model._evaluator.calculator.frozen, DevicePotential)
+    for index, atoms in enumerate(structures):
+        expected = potential(graph_of([atoms]))
+        forces, stress = found["forces"][state.system_idx == index], found["stress"][index]
+        assert float(found["energy"][index]) == pytest.approx(float(expected.energy), abs=1e-5)
+        torch.testing.assert_close(forces.double(), expected.forces, rtol=0, atol=1e-5)
+        torch.testing.assert_close(stress.double(), expected.stress[0], rtol=0, atol=1e-6)

@@ -219,13 +219,13 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_product, "contract_reverse", _contracted_reverse)
 
 
-def _contracted(table, A, coefficients, groups):  # type: ignore[no-untyped-def]
-    check_shapes(table, A, coefficients, groups)
+def _contracted(table, A, coefficients, types, groups):  # type: ignore[no-untyped-def]
+    check_shapes(table, A, coefficients, types)
     return A.new_zeros(len(A), table.outputs * coefficients.shape[2])
 
 
-def _contracted_reverse(table, A, coefficients, groups, cotangents):  # type: ignore[no-untyped-def]
-    assert cotangents.shape == _contracted(table, A, coefficients, groups).shape
+def _contracted_reverse(table, A, coefficients, types, groups, cotangents):  # type: ignore[no-untyped-def]
+    assert cotangents.shape == _contracted(table, A, coefficients, types, groups).shape
     return torch.zeros_like(A)
 
 

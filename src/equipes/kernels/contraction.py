@@ -16,55 +16,67 @@ from equipes.kernels import kernel_name
 from equipes.kernels.polynomials import PolynomialTable
 
 
-def contract(table: PolynomialTable, A: Tensor, coefficients: Tensor, groups: Sequence[Tensor]) -> Tensor:
+def contract(
+    table: PolynomialTable,
+    A: Tensor,
+    coefficients: Tensor,
+    types: Tensor,
+    groups: Sequence[Tensor] | None = None,
+) -> Tensor:
     """m_M = Σ_t c[M, t] Π_{k in t} A_k, channel by channel.
 
     Args:
         table: the polynomials; the couplings are not looked at.
         A: `[N, inputs · C]`, channels last.
         coefficients: `[n_species, coefficients, C]`, c.
-        groups: the atoms of each species, `[n_s]` int64. An atom may come several times, and in several groups: then
-            it gets what one of them gives, or their sum.
+        types: `[N]` int64, the species of each atom.
+        groups: the atoms of each species, `[n_s]` int64, which a GPU works on one after the other; None: all atoms as
+            they come. What is in no group may get anything, and so may what is in them more than once.
 
     Returns:
-        `[N, outputs · C]`; zero for atoms that are in no group.
+        `[N, outputs · C]`.
 
     Raises:
         ValueError: operands that do not fit.
     """
-    check_shapes(table, A, coefficients, groups)
+    check_shapes(table, A, coefficients, types)
     if _by_triton(table, A):
         from equipes.kernels.triton import contraction as on_triton
 
-        return on_triton.contract(table, A, coefficients, groups)
-    return reference_contract(table, A, coefficients, groups)
+        return on_triton.contract(table, A, coefficients, types, groups)
+    return reference_contract(table, A, coefficients, types)
 
 
 def contract_reverse(
-    table: PolynomialTable, A: Tensor, coefficients: Tensor, groups: Sequence[Tensor], cotangents: Tensor
+    table: PolynomialTable,
+    A: Tensor,
+    coefficients: Tensor,
+    types: Tensor,
+    groups: Sequence[Tensor] | None,
+    cotangents: Tensor,
 ) -> Tensor:
     """From the cotangents of m, `[N, outputs · C]`, those of A, `[N, inputs · C]`; see `contract`.
 
     Raises:
         ValueError: operands that do not fit.
     """
-    check_shapes(table, A, coefficients, groups)
+    check_shapes(table, A, coefficients, types)
     if tuple(cotangents.shape) != (len(A), table.outputs * coefficients.shape[2]):
         raise ValueError(f"the cotangents of {len(A)} atoms have the shape {tuple(cotangents.shape)}")
     if _by_triton(table, A):
         from equipes.kernels.triton import contraction as on_triton
 
-        return on_triton.contract_reverse(table, A, coefficients, groups, cotangents)
-    return reference_contract_reverse(table, A, coefficients, groups, cotangents)
+        return on_triton.contract_reverse(table, A, coefficients, types, groups, cotangents)
+    return reference_contract_reverse(table, A, coefficients, types, cotangents)
 
 
-def check_shapes(table: PolynomialTable, A: Tensor, coefficients: Tensor, groups: Sequence[Tensor]) -> None:
+def check_shapes(table: PolynomialTable, A: Tensor, coefficients: Tensor, types: Tensor) -> None:
     """Raises `ValueError` where a kernel would read beyond its operands."""
-    n_species, n, channels = coefficients.shape
-    if n != table.n_coefficients or len(groups) != n_species or A.shape[1:] != (table.inputs * channels,):
+    _, n, channels = coefficients.shape
+    if n != table.n_coefficients or tuple(A.shape) != (len(types), table.inputs * channels):
         raise ValueError(
             f"polynomials of {table.inputs} components with {table.n_coefficients} coefficients do not fit features "
-            f"{tuple(A.shape)} and coefficients {tuple(coefficients.shape)} of {len(groups)} groups of atoms"
+            f"{tuple(A.shape)} and coefficients {tuple(coefficients.shape)} of {len(types)} atoms"
         )
 
 
@@ -73,32 +85,26 @@ def _by_triton(table: PolynomialTable, A: Tensor) -> bool:
     return known and kernel_name(A.device.type) == "triton"
 
 
-def reference_contract(
-    table: PolynomialTable, A: Tensor, coefficients: Tensor, groups: Sequence[Tensor]
-) -> Tensor:
+def reference_contract(table: PolynomialTable, A: Tensor, coefficients: Tensor, types: Tensor) -> Tensor:
     """The truth in plain torch, with all monomials written down."""
     channels = coefficients.shape[2]
     features = A.unflatten(1, (table.inputs, channels))
     factors, terms, output = _indices(table, A.device)
-    result = A.new_zeros(len(A), table.outputs, channels)
-    for atoms, own in zip(groups, coefficients, strict=True):
-        rows = features.index_select(0, atoms)
-        monomials = [
-            torch.stack([rows.index_select(1, each) for each in degree]).prod(0) for degree in factors
-        ]
-        added = torch.cat(monomials, dim=1).index_select(1, terms) * own  # [n_s, coefficients, C]
-        messages = A.new_zeros(len(atoms), table.outputs, channels).index_add(1, output, added)
-        result = result.index_add(0, atoms, messages)
-    return result.flatten(1)
+    monomials = [
+        torch.stack([features.index_select(1, each) for each in degree]).prod(0) for degree in factors
+    ]
+    # [N, coefficients, C]
+    added = torch.cat(monomials, dim=1).index_select(1, terms) * coefficients.index_select(0, types)
+    return A.new_zeros(len(A), table.outputs, channels).index_add(1, output, added).flatten(1)
 
 
 def reference_contract_reverse(
-    table: PolynomialTable, A: Tensor, coefficients: Tensor, groups: Sequence[Tensor], cotangents: Tensor
+    table: PolynomialTable, A: Tensor, coefficients: Tensor, types: Tensor, cotangents: Tensor
 ) -> Tensor:
     """See `contract_reverse`."""
     with torch.enable_grad():
         features = A.detach().requires_grad_()
-        m = reference_contract(table, features, coefficients, groups)
+        m = reference_contract(table, features, coefficients, types)
         (found,) = torch.autograd.grad(m, features, cotangents)
     return found
 

@@ -147,7 +147,7 @@ class ProductLayer:
 
     def forward(self, x: Tensor | None, A: Tensor, atoms: DeviceAtoms) -> Tensor:
         """x of the next layer."""
-        m = contract(self.table, A, self.coefficients, _all_groups(A, atoms.groups))
+        m = contract(self.table, A, self.coefficients, atoms.types, atoms.groups)
         result = _mapped(self.linear_3, m, self.m_width, atoms.groups)
         self.scalars.of(result).add_(self.constants.index_select(0, atoms.types).unsqueeze(1))
         if x is not None:
@@ -158,7 +158,7 @@ class ProductLayer:
     def reverse(self, A: Tensor, cotangents: Tensor, atoms: DeviceAtoms) -> Tensor:
         """From the cotangents of x of the next layer those of A."""
         of_m = _reversed(self.linear_3, cotangents, self.m_width, atoms.groups)
-        return contract_reverse(self.table, A, self.coefficients, _all_groups(A, atoms.groups), of_m)
+        return contract_reverse(self.table, A, self.coefficients, atoms.types, atoms.groups, of_m)
 
     def messages_reverse(self, cotangents: Tensor, groups: Groups, density: Tensor | None) -> Tensor:
         """The cotangents of the messages from those of A."""
@@ -202,11 +202,6 @@ def _reversed(maps: tuple[BlockMap | BlockCopy, ...], rows: Tensor, width: int, 
     for each in maps:
         each.add_reverse(rows, result, groups)
     return result
-
-
-def _all_groups(rows: Tensor, groups: Groups) -> tuple[Tensor, ...]:
-    """The atoms of each species also where they all go together."""
-    return (torch.arange(len(rows), device=rows.device),) if groups is None else groups
 
 
 def make_product_layers(

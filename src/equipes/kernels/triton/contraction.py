@@ -4,9 +4,9 @@
     reverse   cotangents go down the same tree in the same walk: those of A, and nothing is kept
 
 A node stands for the product of the factors on the way to it, as in the native code (`native/contraction.hpp`). A
-program has a tile of channels of one atom; a launch has the atoms of one species, whose coefficients stay in the cache.
-Programs share nothing: no atomics, the same bits every time. Polynomials of many terms are dealt out to several kernels
-that add to the result one after the other.
+program has a tile of channels of one atom; the atoms of one species follow each other, so that their coefficients are
+in the cache. Programs share nothing: no atomics, the same bits every time. Polynomials of many terms are dealt out to
+several kernels that add to the result one after the other.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class _Text:
         if self.load_mask:
             self.lines.append(f"inside = u < {shape.channels}")
         self.lines.append("i = tl.load(order + tl.program_id(0)).to(tl.int64)")
-        self.lines.append("c += u")
+        stride = self.table.n_coefficients * shape.channels
+        self.lines.append(f"c += tl.load(types + i).to(tl.int64) * {stride} + u")
         for name, components in operands.items():
             self.lines.append(f"{name} += i * {components * shape.channels} + u")
 
@@ -154,7 +155,10 @@ class _Text:
         return Kernel(name, "\n".join(head + [f"    {line}" for line in self.lines]) + "\n", 0)
 
 
-_ARGUMENTS = {"forward": ("m", "a", "c", "order"), "reverse": ("da", "a", "g", "c", "order")}
+_ARGUMENTS = {
+    "forward": ("m", "a", "c", "types", "order"),
+    "reverse": ("da", "a", "g", "c", "types", "order"),
+}
 
 
 def _factors(tree: Trees) -> list[int]:
@@ -218,19 +222,26 @@ def kernels(table: PolynomialTable, shape: Shape, kind: str, most: int) -> list[
     return [write(table, part, shape, add=len(dealt) > 1) for part in dealt]
 
 
-def contract(table: PolynomialTable, A: Tensor, coefficients: Tensor, groups: Sequence[Tensor]) -> Tensor:
+def contract(
+    table: PolynomialTable, A: Tensor, coefficients: Tensor, types: Tensor, groups: Sequence[Tensor] | None
+) -> Tensor:
     """See `equipes.kernels.contraction.contract`."""
     m = A.new_zeros(len(A), table.outputs * coefficients.shape[2])
-    _run("forward", table, {"m": m, "a": A}, coefficients, groups)
+    _run("forward", table, {"m": m, "a": A}, coefficients, types, groups)
     return m
 
 
 def contract_reverse(
-    table: PolynomialTable, A: Tensor, coefficients: Tensor, groups: Sequence[Tensor], cotangents: Tensor
+    table: PolynomialTable,
+    A: Tensor,
+    coefficients: Tensor,
+    types: Tensor,
+    groups: Sequence[Tensor] | None,
+    cotangents: Tensor,
 ) -> Tensor:
     """See `equipes.kernels.contraction.contract_reverse`."""
     result = torch.zeros_like(A, memory_format=torch.contiguous_format)
-    _run("reverse", table, {"da": result, "a": A, "g": cotangents}, coefficients, groups)
+    _run("reverse", table, {"da": result, "a": A, "g": cotangents}, coefficients, types, groups)
     return result
 
 
@@ -239,24 +250,25 @@ def _run(
     table: PolynomialTable,
     rows: dict[str, Tensor],
     coefficients: Tensor,
-    groups: Sequence[Tensor],
+    types: Tensor,
+    groups: Sequence[Tensor] | None,
 ) -> None:
-    """One launch for each species that has atoms, for each kernel."""
+    """One launch of each kernel."""
+    order = torch.arange(len(types), device=types.device) if groups is None else torch.cat(list(groups))
+    if len(order) == 0:
+        return
     shape = Shape.of(table, coefficients.shape[2], coefficients.dtype)
-    given = {name: tensor.detach().contiguous() for name, tensor in rows.items()}
+    given = rows | {"c": coefficients, "types": types, "order": order}
+    given = {name: tensor.detach().contiguous() for name, tensor in given.items()}
+    operands = [given[name] for name in _ARGUMENTS[kind]]
     for code in kernels(table, shape, kind, MOST_COEFFICIENTS):
-        for atoms, own in zip(groups, coefficients, strict=True):
-            if len(atoms) == 0:
-                continue
-            named = given | {"c": own.contiguous(), "order": atoms.contiguous()}
-            operands = [named[name] for name in _ARGUMENTS[kind]]
-            start(code, (len(atoms), shape.tiles), operands, num_warps=shape.warps)
+        start(code, (len(order), shape.tiles), operands, num_warps=shape.warps)
 
 
 def assemble(table: PolynomialTable, channels: int, dtype: torch.dtype, kind: str) -> list[Assembly]:
     """Compiles the kernels of a pass for an H100, which need not be there."""
     shape = Shape.of(table, channels, dtype)
     real = "*fp64" if shape.double else "*fp32"
-    signature = {name: "*i64" if name == "order" else real for name in _ARGUMENTS[kind]}
+    signature = {name: "*i64" if name in ("types", "order") else real for name in _ARGUMENTS[kind]}
     codes = kernels(table, shape, kind, MOST_COEFFICIENTS)
     return [assemble_kernel(code, signature, num_warps=shape.warps) for code in codes]
