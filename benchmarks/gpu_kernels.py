@@ -39,14 +39,17 @@ from equipes.kernels.triton.writer import Kernel, Variant, arguments
 
 NATURAL = [Irrep(l, (-1) ** l) for l in range(5)]
 EVEN = [Irrep(l, 1) for l in range(5)]
-BOTH = [Irrep(l, p) for l in range(3) for p in (-1, 1)]
+BOTH = [Irrep(l, p) for l in range(4) for p in (-1, 1)]
 # A middle layer of each, and the highest degree that is tested.
 FORMS = {
-    "NequIP, 32 features, l 2": MessagePassingForm(Irreps((32, irrep) for irrep in BOTH), 2, BOTH),
+    "NequIP, 32 features, l 2": MessagePassingForm(Irreps((32, irrep) for irrep in BOTH[:6]), 2, BOTH[:6]),
     "SevenNet-0": MessagePassingForm(Irreps("128x0e + 64x1e + 32x2e"), 2, EVEN[:3], parity=1),
     "MACE-MP-0 medium": MessagePassingForm(Irreps("128x0e + 128x1o"), 3, NATURAL[:4]),
     "l 4, 32 channels": MessagePassingForm(Irreps((32, irrep) for irrep in NATURAL), 4, NATURAL),
+    "NequIP, 64 features, l 3": MessagePassingForm(Irreps((64, irrep) for irrep in BOTH), 3, BOTH),
 }
+# The last takes minutes to compile.
+USUAL = tuple(FORMS)[:4]
 QUICK = {"quick": MessagePassingForm(Irreps("3x0e + 2x1o"), 1, NATURAL[:2])}
 CUTOFF = 4.5
 N_INTERVALS = 200
@@ -221,12 +224,14 @@ def time_of(call: Callable[[], object], rounds: int = 20) -> float:
     return statistics.median(times)
 
 
-def resources(double: bool) -> list[dict[str, Any]]:
-    """Registers and local memory of every kernel, compiled for an H100."""
+def resources(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Registers and local memory of the kernels asked for, compiled for an H100."""
     rows = []
-    for name, form in FORMS.items():
-        for label, variant in variants(double).items():
-            found = launch.assemble(form, variant)
+    for name in options.forms:
+        for label, variant in variants(options.double).items():
+            if options.kernels and label not in options.kernels:
+                continue
+            found = launch.assemble(FORMS[name], variant)
             rows.append({"form": name, "kernel": label, "registers": found.registers})
             rows[-1]["local bytes"] = found.local_bytes
             print(".", end="", flush=True)
@@ -274,7 +279,7 @@ def check_and_time(
         return AtomGraph.from_atoms(systems.silicon(atoms)[0], cutoff).to(options.device)
 
     rows = []
-    for name, form in (QUICK if options.quick else FORMS).items():
+    for name, form in (QUICK if options.quick else {name: FORMS[name] for name in options.forms}).items():
         # The reference kernel writes all messages down: it gets a small system.
         small = graph_of(8 if options.quick else 512)
         errors = check(name, Operands(form, small, options.device, dtype))
@@ -330,6 +335,12 @@ def main() -> None:
     parser.add_argument("--double", action="store_true", help="float64 in place of float32")
     parser.add_argument("--resources", action="store_true", help="registers and spills; needs no GPU")
     parser.add_argument(
+        "--forms", nargs="+", choices=tuple(FORMS), default=USUAL, help="default: all but the last"
+    )
+    parser.add_argument(
+        "--kernels", nargs="+", choices=tuple(variants(False)), help="for --resources; default: all"
+    )
+    parser.add_argument(
         "--parts",
         nargs="+",
         choices=("messages", "contraction"),
@@ -341,7 +352,7 @@ def main() -> None:
     facts = machine.conditions(("equipes", "torch", "triton"))
     number = "float64" if options.double else "float32"
     if options.resources:
-        rows = resources(options.double) if "messages" in options.parts else []
+        rows = resources(options) if "messages" in options.parts else []
         if "contraction" in options.parts:
             rows += gpu_contraction.resources(getattr(torch, number))
         title = f"Kernels compiled for an H100, {number}"
