@@ -2,6 +2,8 @@
 
     python benchmarks/gpu.py                          on the first GPU, SevenNet-0 if its weights can be had
     python benchmarks/gpu.py --model random           random weights in SevenNet-0's shapes
+    python benchmarks/gpu.py --model mace-small       random weights in MACE-MP-0's shapes, 128x0e (mace-medium:
+                                                      128x0e + 128x1o)
     python benchmarks/gpu.py --device cpu --quick     the same script on the CPU, to see that it runs
 
 Diamond silicon, float32. `ASE call` is energy, forces and stress through the calculator after atoms moved by up to
@@ -56,6 +58,16 @@ SHAPES = {
     "xplor_on": 4.5,
     "denominator": 35.989574,
 }
+MACE = {
+    "mace-small": {**systems.MACE_SMALL, "r_max": 6.0, "avg_num_neighbors": 46.0},
+    "mace-medium": {
+        **systems.MACE_SMALL,
+        "hidden_irreps": "128x0e + 128x1o",
+        "r_max": 6.0,
+        "avg_num_neighbors": 46.0,
+    },
+}
+SMALL_MACE = {"hidden_irreps": "8x0e + 8x1o", "max_ell": 1, "correlation": 2, "r_max": 5.0}
 SMALL = {**SHAPES, "num_layers": 2, "num_features": [16, 8, 4]}
 CELLS = [2, 5, 10, 20, 30]
 PARTS = ["ase", "dynamics", "memory", "largest", "training"]
@@ -71,6 +83,11 @@ def silicon(cells: int) -> Atoms:
 
 def model(options: argparse.Namespace) -> tuple[Potential, str]:
     """What is timed, and what to call it."""
+    if options.model in MACE:
+        shapes = {key: value for key, value in MACE[options.model].items() if key != "architecture"}
+        shapes |= SMALL_MACE if options.quick else {}
+        potential = build("mace", ["Si"], shapes, dtype="float32", seed=1)
+        return potential.eval(), "a small MACE" if options.quick else f"{options.model}, random weights"
     if options.model != "random" and not options.quick:
         try:
             return load(options.model, dtype="float32"), options.model
@@ -172,13 +189,14 @@ def dynamics(frozen: DevicePotential, cells: int, options: argparse.Namespace) -
 
 
 def counted(frozen: DevicePotential, atoms: int) -> dict[str, Any]:
-    """What so many atoms with 28 neighbours within the cutoff and 34 within the list need."""
-    return {
-        "atoms": atoms,
-        "kB an atom, 28 edges": frozen.workspace_bytes(atoms, 28 * atoms) / atoms / 1e3,
-        "kB an atom, 34 edges": frozen.workspace_bytes(atoms, 34 * atoms) / atoms / 1e3,
-        "GB, 34 edges": frozen.workspace_bytes(atoms, 34 * atoms) / 1e9,
-    }
+    """What so many atoms with silicon's neighbours need: those within the cutoff, and those within a list with a
+    skin of 0.5 Å."""
+    near, far = (
+        AtomGraph.from_atoms(bulk("Si", a=5.43), frozen.cutoff + skin).n_edges // 2 for skin in (0.0, 0.5)
+    )
+    needed = [frozen.workspace_bytes(atoms, edges * atoms) for edges in (near, far)]
+    row = {"atoms": atoms, "edges": near, "kB an atom": needed[0] / atoms / 1e3, "with skin": far}
+    return row | {"kB an atom with them": needed[1] / atoms / 1e3, "GB with them": needed[1] / 1e9}
 
 
 def largest(frozen: DevicePotential, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -287,7 +305,9 @@ def main() -> None:
     parser = tables.parser(__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to see that it runs")
     parser.add_argument(
-        "--model", default="7net-0", help="a published potential or a file, or random (%(default)s)"
+        "--model",
+        default="7net-0",
+        help="a published potential or a file, random, mace-small or mace-medium (%(default)s)",
     )
     parser.add_argument("--cells", nargs="+", type=int, default=None, help=f"of silicon, default: {CELLS}")
     parser.add_argument(

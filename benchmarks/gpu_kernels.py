@@ -10,7 +10,8 @@ kernel in float64. On a GPU it is then timed by CUDA events, and so is the refer
 without are its bytes (every row of an edge or atom read or written once) over the bandwidth of a copy, and the
 operations of its unrolled products over the rate of multiply-adds, both measured here; the larger is its limit, and
 `reached` is the limit over the time. Times are medians. Through the interpreter nothing is timed. `--kernels` says
-whose message passing with two derivatives, as training has them, is checked and timed as a whole.
+whose message passing with two derivatives, as training has them, is checked and timed as a whole. The symmetric
+contractions of MACE follow, compared with plain torch (`gpu_contraction.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import gpu_contraction
 import machine
 import systems
 import tables
@@ -40,14 +42,17 @@ from equipes.kernels.triton.writer import Kernel, Variant, arguments
 
 NATURAL = [Irrep(l, (-1) ** l) for l in range(5)]
 EVEN = [Irrep(l, 1) for l in range(5)]
-BOTH = [Irrep(l, p) for l in range(3) for p in (-1, 1)]
+BOTH = [Irrep(l, p) for l in range(4) for p in (-1, 1)]
 # A middle layer of each, and the highest degree that is tested.
 FORMS = {
-    "NequIP, 32 features, l 2": MessagePassingForm(Irreps((32, irrep) for irrep in BOTH), 2, BOTH),
+    "NequIP, 32 features, l 2": MessagePassingForm(Irreps((32, irrep) for irrep in BOTH[:6]), 2, BOTH[:6]),
     "SevenNet-0": MessagePassingForm(Irreps("128x0e + 64x1e + 32x2e"), 2, EVEN[:3], parity=1),
     "MACE-MP-0 medium": MessagePassingForm(Irreps("128x0e + 128x1o"), 3, NATURAL[:4]),
     "l 4, 32 channels": MessagePassingForm(Irreps((32, irrep) for irrep in NATURAL), 4, NATURAL),
+    "NequIP, 64 features, l 3": MessagePassingForm(Irreps((64, irrep) for irrep in BOTH), 3, BOTH),
 }
+# The last takes minutes to compile.
+USUAL = tuple(FORMS)[:4]
 QUICK = {"quick": MessagePassingForm(Irreps("3x0e + 2x1o"), 1, NATURAL[:2])}
 CUTOFF = 4.5
 N_INTERVALS = 200
@@ -223,12 +228,14 @@ def time_of(call: Callable[[], object], rounds: int = 20) -> float:
     return statistics.median(times)
 
 
-def resources(double: bool) -> list[dict[str, Any]]:
-    """Registers and local memory of every kernel, compiled for an H100."""
+def resources(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Registers and local memory of the kernels asked for, compiled for an H100."""
     rows = []
-    for name, form in FORMS.items():
-        for label, variant in variants(double).items():
-            found = launch.assemble(form, variant)
+    for name in options.forms:
+        for label, variant in variants(options.double).items():
+            if options.variants and label not in options.variants:
+                continue
+            found = launch.assemble(FORMS[name], variant)
             rows.append({"form": name, "kernel": label, "registers": found.registers})
             rows[-1]["local bytes"] = found.local_bytes
             print(".", end="", flush=True)
@@ -256,17 +263,27 @@ def check(name: str, operands: Operands) -> dict[str, float]:
     return errors
 
 
-def check_and_time(options: argparse.Namespace, dtype: torch.dtype) -> list[dict[str, Any]]:
+def all_rows(options: argparse.Namespace, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Those of the parts that were asked for."""
+    reached = limits(options.device) if options.device != "cpu" else {}
+    rows = check_and_time(options, dtype, reached) if "messages" in options.parts else []
+    if "contraction" in options.parts:
+        rows += gpu_contraction.check_and_time(options, dtype, TOLERANCES[dtype], time_of, reached)
+    return rows
+
+
+def check_and_time(
+    options: argparse.Namespace, dtype: torch.dtype, reached: dict[str, float]
+) -> list[dict[str, Any]]:
     """One row for each kernel of each form, and on a GPU one for each form of what is made of them."""
     on_gpu = options.device != "cpu"
-    reached = limits(options.device) if on_gpu else {}
     cutoff = 2.6 if options.quick else CUTOFF
 
     def graph_of(atoms: int) -> AtomGraph:
         return AtomGraph.from_atoms(systems.silicon(atoms)[0], cutoff).to(options.device)
 
     rows = []
-    for name, form in (QUICK if options.quick else FORMS).items():
+    for name, form in (QUICK if options.quick else {name: FORMS[name] for name in options.forms}).items():
         # The reference kernel writes all messages down: it gets a small system.
         small = Operands(form, graph_of(8 if options.quick else 512), options.device, dtype)
         by_triton = "triton" in options.kernels
@@ -375,22 +392,38 @@ def main() -> None:
         help="default: triton and reference",
     )
     parser.add_argument("--resources", action="store_true", help="registers and spills; needs no GPU")
+    parser.add_argument(
+        "--forms", nargs="+", choices=tuple(FORMS), default=USUAL, help="default: all but the last"
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=tuple(variants(False)), help="for --resources; default: all"
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=("messages", "contraction"),
+        default=("messages", "contraction"),
+        help="default: both",
+    )
     options = parser.parse_args()
     tables.check_outputs(options)
     facts = machine.conditions(("equipes", "torch", *versions_of(options.kernels)))
     number = "float64" if options.double else "float32"
     if options.resources:
-        rows, title = resources(options.double), f"Kernels compiled for an H100, {number}"
+        rows = resources(options) if "messages" in options.parts else []
+        if "contraction" in options.parts:
+            rows += gpu_contraction.resources(getattr(torch, number))
+        title = f"Kernels compiled for an H100, {number}"
     elif options.device == "cpu":
         if not options.quick:
             raise InputError("the interpreter is slow: add --quick to --device cpu, or use a GPU")
-        rows = check_and_time(options, getattr(torch, number))
+        rows = all_rows(options, getattr(torch, number))
         title = f"Through the interpreter, for correctness alone, {number}"
     else:
         if not torch.cuda.is_available():
             raise InputError("there is no CUDA GPU here; --device cpu --quick checks the kernels without one")
         facts["gpu"] = torch.cuda.get_device_name(options.device)
-        rows = check_and_time(options, getattr(torch, number))
+        rows = all_rows(options, getattr(torch, number))
         title = f"On {facts['gpu']}, {options.atoms} atoms of silicon, {number}, medians"
     columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name != "form"]
     cells = [[f"{row['form']}: {row['kernel']}", *(row.get(name) for name in columns[1:])] for row in rows]

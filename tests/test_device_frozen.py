@@ -21,17 +21,17 @@ from equipes import AtomGraph, InputError
 from equipes.foundation import read_sevennet
 from equipes.harmonics import spherical_harmonics
 from equipes.kernels import native
-from equipes.models import convert, device_frozen
+from equipes.models import convert
 from equipes.models.description import Description
 from equipes.models.device_frozen import DevicePotential, freeze_on_device
 from equipes.models.device_geometry import DeviceAtoms, harmonics_of, harmonics_reverse
 from equipes.models.frozen import describe_potential
 from laws import PhysicalLaws
 from potentials import MODELS
-from test_device_steps import _cotangents, _messages
+from test_device_steps import without_kernels
 from test_frozen import CASES, differences, ensemble, graph_of, make
 
-NAMES = [name for name, (architecture, _) in CASES.items() if architecture in ("nequip", "sevennet")]
+NAMES = [name for name, (architecture, _) in CASES.items() if architecture in ("nequip", "sevennet", "mace")]
 # Each with something that the others do not have; all of them are asked on a GPU (test_gpu.py).
 DIFFERENT = [
     "scalars only",
@@ -96,7 +96,7 @@ LAWFUL = [
         model, name=f"{model.name}, on a device", broken=lambda potential: freeze_on_device(potential, "cpu")
     )
     for model in MODELS
-    if model.name == "sevennet l_max 2, XPLOR, 3 layers"
+    if model.name in ("sevennet l_max 2, XPLOR, 3 layers", "mace pseudovectors")
 ]
 
 
@@ -189,11 +189,11 @@ class Peak(TorchDispatchMode):
         return result
 
 
-def test_memory_is_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["base", "mace", "mace with densities and repulsion"])
+def test_memory_is_what_is_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what the kernels in plain torch take; the difference of two sizes, so that matrices do not count."""
-    monkeypatch.setattr(device_frozen, "spline_message_passing", _messages)
-    monkeypatch.setattr(device_frozen, "spline_reverse", _cotangents)
-    potential = DevicePotential(described("base", 1e-2), "cpu")
+    without_kernels(monkeypatch)
+    potential = DevicePotential(described(name, 1e-2), "cpu")
     peaks, counted = [], []
     for cells in (2, 3):
         graph = AtomGraph.from_atoms(bulk("CO", "rocksalt", a=4.0) * (cells, cells, cells), 3.0)
@@ -210,10 +210,10 @@ def test_memory_is_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_runs_on_the_cpu_only_is_refused() -> None:
     with pytest.raises(InputError, match="exact"):
-        freeze_on_device(make("mace"), "cpu")
+        freeze_on_device(make("schnet"), "cpu")
     if native.usable_instruction_sets():
         with pytest.raises(InputError, match="runs on the CPU"):
-            make("mace").freeze(tolerance=1e-2).on("cpu")
+            make("schnet").freeze(tolerance=1e-2).on("cpu")
     potential = on_cpu("base")
     with pytest.raises(InputError, match="does not know Cu"):
         potential(AtomGraph.from_atoms(bulk("Cu"), 3.0))

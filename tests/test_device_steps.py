@@ -17,7 +17,8 @@ from equipes.device_neighbors import neighbors_on_device, sorted_neighbors
 from equipes.graph import lattice_box
 from equipes.harmonics import raising_matrix
 from equipes.kernels import triton
-from equipes.models import build, device_frozen
+from equipes.kernels.contraction import check_shapes
+from equipes.models import build, device_frozen, device_product
 from equipes.models.device_frozen import DevicePotential
 from equipes.models.device_geometry import DeviceAtoms
 from equipes.models.device_padding import PaddedAtoms, Replay, Room, bucket
@@ -129,7 +130,13 @@ def test_buckets() -> None:
 
 @pytest.mark.parametrize(
     ("name", "several"),
-    [("sevennet xplor", True), ("zbl", True), ("cutoffs per pair", False)],
+    [
+        ("sevennet xplor", True),
+        ("zbl", True),
+        ("cutoffs per pair", False),
+        ("mace", False),
+        ("mace with densities and repulsion", True),
+    ],
 )
 def test_garbage_in_the_padding_changes_no_bit(name: str, several: bool) -> None:
     potential = on_cpu(name)
@@ -177,12 +184,19 @@ def test_buffers_serve_smaller_structures_after_larger_ones() -> None:
 # Recorded steps.
 
 
-@pytest.mark.parametrize(("name", "several"), [("zbl", False), ("sevennet modalities", True)])
+@pytest.mark.parametrize(
+    ("name", "several"),
+    [
+        ("zbl", False),
+        ("sevennet modalities", True),
+        ("mace", True),
+        ("mace with densities and repulsion", False),
+    ],
+)
 def test_a_step_never_waits_for_the_device(name: str, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without numbers, said to be on a GPU: to read one on the host, to let a shape depend on one, or to mix
     them with those of the CPU is an error."""
-    monkeypatch.setattr(device_frozen, "spline_message_passing", _messages)
-    monkeypatch.setattr(device_frozen, "spline_reverse", _cotangents)
+    without_kernels(monkeypatch)
     description = describe_potential(make(name), None, 1e-3)[0]
     given = atoms_of(on_cpu(name), graph_of(ensemble() if several else ensemble()[1:2]))
     raising_matrix.cache_clear()
@@ -195,6 +209,24 @@ def test_a_step_never_waits_for_the_device(name: str, several: bool, monkeypatch
         with pytest.raises(DataDependentOutputException):
             bool(result.energies.sum() > 0)
     raising_matrix.cache_clear()
+
+
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of the right sizes in the place of what kernels compute."""
+    monkeypatch.setattr(device_frozen, "spline_message_passing", _messages)
+    monkeypatch.setattr(device_frozen, "spline_reverse", _cotangents)
+    monkeypatch.setattr(device_product, "contract", _contracted)
+    monkeypatch.setattr(device_product, "contract_reverse", _contracted_reverse)
+
+
+def _contracted(table, A, coefficients, types, groups):  # type: ignore[no-untyped-def]
+    check_shapes(table, A, coefficients, types)
+    return A.new_zeros(len(A), table.outputs * coefficients.shape[2])
+
+
+def _contracted_reverse(table, A, coefficients, types, groups, cotangents):  # type: ignore[no-untyped-def]
+    assert cotangents.shape == _contracted(table, A, coefficients, types, groups).shape
+    return torch.zeros_like(A)
 
 
 def _messages(form, x, harmonics, splines, places, graph):  # type: ignore[no-untyped-def]
@@ -269,8 +301,9 @@ def test_results_are_the_callers_and_buffers_are_used_again(monkeypatch: pytest.
 def test_what_calculates_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     from equipes.simulate.processes import processes_for
 
-    potential = make("mace", "float32")
+    potential = make("schnet", "float32")
     assert Calculator(potential).freeze_for(["C"]) is None  # runs as it is
+    assert isinstance(Calculator(make("mace", "float32")).freeze_for(["C", "O"]), DevicePotential)
     potential = make("base", "float32")
     assert Calculator(potential, exact=True).freeze_for(["C"]) is None
     calculator = Calculator(potential)
@@ -283,10 +316,19 @@ def test_what_calculates_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not triton.installed(), reason="Triton is not installed")
-def test_the_kernels_of_gpus_read_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("architecture", ["nequip", "mace"])
+def test_the_kernels_of_gpus_read_no_padding(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's interpreter in the place of plain torch, in padded buffers."""
-    small = {"r_max": 3.0, "num_layers": 2, "l_max": 1, "num_features": 2, "num_bessels": 3}
-    potential = build("nequip", ["H", "O"], small, dtype="float64", seed=1).eval()
+    small: dict[str, object] = {
+        "r_max": 3.0,
+        "num_layers": 2,
+        "l_max": 1,
+        "num_features": 2,
+        "num_bessels": 3,
+    }
+    if architecture == "mace":
+        small = {"r_max": 3.0, "max_ell": 1, "hidden_irreps": "2x0e + 2x1o", "num_bessel": 3}
+    potential = build(architecture, ["H", "O"], small, dtype="float64", seed=1).eval()
     frozen = DevicePotential(describe_potential(potential, None, 1e-2)[0], "cpu")
     given = atoms_of(frozen, graph_of([molecule("OH")]))
     padded = PaddedAtoms(Room(given.n_atoms + 1, given.n_edges + 1, 1, ()), "cpu")

@@ -107,7 +107,11 @@ def test_frozen_like_the_package(shared_data: Path, name: str) -> None:
     potential = read_mace_checkpoint(folder / f"{name}.model", dtype="float64")
     for atoms in ase.io.read(folder / f"{name}.extxyz", index=":"):
         frozen = potential.freeze(sorted(set(atoms.get_chemical_symbols())), tolerance=1e-7)
-        result = frozen(AtomGraph.from_atoms(atoms, frozen.cutoff))
+        graph = AtomGraph.from_atoms(atoms, frozen.cutoff)
+        result, there = frozen(graph), frozen.on("cpu")(graph)
+        # The form for GPUs, which computes here with plain torch.
+        assert there.energy.item() == pytest.approx(result.energy.item(), rel=1e-12)
+        assert error(there.forces.numpy(), result.forces.numpy()) < 1e-10
         assert result.energy.item() == pytest.approx(atoms.get_potential_energy(), rel=1e-6), atoms.info[
             "name"
         ]

@@ -64,7 +64,7 @@ def test_the_gpu_computes_what_the_cpu_does(name: str) -> None:
     assert max(differences(on_host(there(graph)), here(graph)).values()) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["base", "sevennet xplor", "zbl"])
+@pytest.mark.parametrize("name", ["base", "sevennet xplor", "zbl", "mace with densities and repulsion"])
 def test_in_float32_to_round_off(name: str) -> None:
     there, _ = both(name, torch.float32)
     _, here = both(name)
@@ -72,12 +72,13 @@ def test_in_float32_to_round_off(name: str) -> None:
     assert max(differences(on_host(there(graph)), here(graph)).values()) < 2e-5
 
 
-def test_the_same_bits_every_time() -> None:
-    potential, _ = both("sevennet xplor", torch.float32)
+@pytest.mark.parametrize("name", ["sevennet xplor", "mace"])
+def test_the_same_bits_every_time(name: str) -> None:
+    potential, _ = both(name, torch.float32)
     graph = graph_of([rattled(1, (3, 3, 3))])
     first, second = potential(graph), potential(graph)
-    for name in ("energies", "forces", "virial"):
-        assert torch.equal(getattr(first, name), getattr(second, name)), name
+    for what in ("energies", "forces", "virial"):
+        assert torch.equal(getattr(first, what), getattr(second, what)), what
 
 
 @pytest.mark.parametrize(
@@ -108,8 +109,9 @@ def test_large_structures_are_searched_on_the_gpu() -> None:
     assert graph.receiver.is_cuda and graph.n_edges == 28 * len(atoms)
 
 
-def test_a_step_waits_for_nothing() -> None:
-    potential, _ = both("base")
+@pytest.mark.parametrize("name", ["base", "mace with densities and repulsion"])
+def test_a_step_waits_for_nothing(name: str) -> None:
+    potential, _ = both(name)
     given = on_gpu(potential, graph_of(ensemble()))
     padded = PaddedAtoms(Room.for_(given), "cuda")
     padded.fill(given)
@@ -128,8 +130,9 @@ def recorded(potential: DevicePotential, given: DeviceAtoms) -> tuple[PaddedAtom
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one structure", "several"])
-def test_a_recorded_step_is_the_step(several: bool) -> None:
-    potential, _ = both("zbl")
+@pytest.mark.parametrize("name", ["zbl", "mace", "mace with densities and repulsion"])
+def test_a_recorded_step_is_the_step(name: str, several: bool) -> None:
+    potential, _ = both(name)
     structures = ensemble() if several else [rattled(1, (2, 1, 1))]
     padded, step = recorded(potential, on_gpu(potential, graph_of(structures)))
     for seed in range(4):
@@ -140,8 +143,8 @@ def test_a_recorded_step_is_the_step(several: bool) -> None:
             padded, step = recorded(potential, given)
         padded.fill(given)
         found, expected = step(), potential.evaluate(given)
-        for name in ("energies", "forces", "virial"):
-            one, other = getattr(found, name), getattr(expected, name)
+        for what in ("energies", "forces", "virial"):
+            one, other = getattr(found, what), getattr(expected, what)
             size = float(other.abs().max())
             torch.testing.assert_close(one[: len(other)], other, rtol=0, atol=1e-12 * size)
 
@@ -152,7 +155,7 @@ def _exact(potential: Potential, atoms: Atoms) -> tuple[np.ndarray, np.ndarray, 
     return other.get_potential_energies(), other.get_forces(), other.get_stress()
 
 
-@pytest.mark.parametrize("name", ["base", "sevennet xplor"])
+@pytest.mark.parametrize("name", ["base", "sevennet xplor", "mace"])
 def test_the_calculator(name: str) -> None:
     potential = make(name)
     atoms = rattled(4, (2, 1, 1))

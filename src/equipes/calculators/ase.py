@@ -41,7 +41,7 @@ class Calculator(AseCalculator):
     In float32 the potential is frozen for the elements of the first structure, and again when new ones come: linear
     layers are folded and radial functions become splines, which is many times faster on the CPU and differs from the
     model by about the round-off of float32 (`frozen.deviation` says by how much). `exact` keeps the model as it is. In
-    float64, and for architectures that cannot be frozen (on a GPU all but NequIP and SevenNet), the calculator is exact
+    float64, and for architectures that cannot be frozen (on a GPU SchNet, PhysNet and ANI), the calculator is exact
     anyway.
 
     Args:

@@ -1,4 +1,4 @@
-"""A frozen NequIP-type potential on a GPU: the layers and splines of the native form, as few calls on a device as go.
+"""A frozen NequIP-type or MACE potential on a GPU: the layers and splines of the native form, in few calls.
 
 Energies and their derivatives come from a forward and a reverse sweep written by hand, without autograd. What is kept
 for the reverse sweep are two rows of features for each atom and layer; for an edge nothing is kept but its geometry.
@@ -27,9 +27,12 @@ from equipes.models.device_geometry import (
     harmonics_of,
     harmonics_reverse,
 )
-from equipes.models.device_layers import Groups, make_layers
+from equipes.models.device_layers import DeviceLayer, Groups, make_layers
+from equipes.models.device_product import ProductLayer, make_product_layers
 from equipes.models.frozen import describe_potential, stress_of
+from equipes.models.mace import MACE
 from equipes.models.potential import Potential, Prediction, differentiable
+from equipes.nn.zbl import SCREENING
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ class DevicePotential:
     """
 
     def __init__(self, description: Description, device: torch.device | str) -> None:
-        if "kind" in description.structure or any("out" in each for each in description.structure["layers"]):
+        if "kind" in description.structure:
             raise InputError(
                 f"a frozen {description.architecture} potential runs on the CPU; use the exact model elsewhere "
                 "(exact=True or --exact)"
@@ -68,7 +71,11 @@ class DevicePotential:
         # With its number: 'cuda' is another device than 'cuda:0' to who compares them.
         self.device = torch.empty(0, device=device).device
         self._l_max = int(structure["l_max"])
-        self._layers = make_layers(structure, arrays, self.dtype, self.device)
+        self._by_pair = bool(structure.get("by_pair", False))
+        make = make_product_layers if "out" in structure["layers"][0] else make_layers
+        self._layers: tuple[DeviceLayer | ProductLayer, ...] = make(
+            structure, arrays, self.dtype, self.device
+        )
 
         def exactly(name: str) -> Tensor:
             return torch.tensor(arrays[name], dtype=torch.float64).to(self.device)
@@ -92,9 +99,11 @@ class DevicePotential:
                 structure["repulsion_power"],
                 exactly("repulsion_charges"),
                 exactly("repulsion_inverse_lengths"),
+                exactly("repulsion_cutoffs") if "repulsion_cutoffs" in arrays else None,
+                tuple((float(c), float(k)) for c, k in arrays.get("repulsion_screening", SCREENING)),
             )
         # Linear layers of several species have a matrix for each, or one for all.
-        self._by_species = any(len(each.matrices) > 1 for layer in self._layers for each in layer.maps)
+        self._by_species = any(layer.by_species for layer in self._layers)
         self._table = SpeciesTable(self.species)
         self._seen: tuple[Tensor, int] | None = None
         self._kinds: tuple[Tensor, Groups]
@@ -156,16 +165,13 @@ class DevicePotential:
     def workspace_bytes(self, n_atoms: int, n_edges: int) -> int:
         """What an evaluation with derivatives takes at most beside its input, by the sizes of its tensors.
 
-        Kept are h and z of every layer; with them are in use, in the layer that needs most, the messages (in the
-        reverse sweep their cotangents) and those of z and h. Edges have their geometry in float64, harmonics and their
-        cotangents, and in the end the gradients that are summed for forces and virials.
+        Kept are h and z (A in MACE) of every layer; with them are in use, in the layer that needs most, messages (in
+        the reverse sweep their cotangents) and those of z and h. Edges have their geometry in float64, harmonics and
+        their cotangents, and in the end the gradients that are summed for forces and virials.
         """
         size = torch.empty((), dtype=self.dtype).element_size()
         kept = sum(layer.z_width + layer.hidden_width for layer in self._layers)
-        busiest = max(
-            layer.form.irreps_out.dim + layer.z_width + layer.hidden_width + layer.x_width
-            for layer in self._layers
-        )
+        busiest = max(layer.busy_width for layer in self._layers)
         # Vectors, directions, lengths, reduced lengths and whether they count; harmonics, their cotangents twice.
         geometry = 8 * (3 + 3 + 1 + 1) + 1 + size * (3 * (self._l_max + 1) ** 2 + 3) + 8
         # Gradients, outer products, both side by side, and some in the making.
@@ -179,27 +185,31 @@ class DevicePotential:
         """Energies, forces and virials; nothing here waits for the device, and sizes alone decide what is called."""
         geometry = edge_geometry(atoms, self._cutoffs)
         harmonics = harmonics_of(self._l_max, geometry.directions.to(self.dtype))
-        places = self._layers[0].splines.places(
-            geometry.reduced, atoms.types.index_select(0, atoms.sender).to(torch.int32)
-        )
-        later = Places(places.interval, places.t, None)
+        places = self._layers[0].splines.places(geometry.reduced, self._kinds_of_edges(atoms))
+        later = places if self._by_pair else Places(places.interval, places.t, None)
         # Forward, keeping h and z of each layer.
         hidden: list[Tensor | None] = []
         mixed: list[Tensor] = []
+        densities: list[Tensor | None] = []
+        network = geometry.lengths.new_zeros(atoms.n_atoms)
         x: Tensor | None = None
         for k, layer in enumerate(self._layers):
             h = None if x is None else layer.hidden(x, atoms.groups)
             messages = spline_message_passing(
                 layer.form, h, harmonics, layer.splines, places if k == 0 else later, atoms
             )
-            z = layer.mixed(x, messages, atoms.types, atoms.groups)
+            densities.append(None if layer.densities is None else layer.densities(atoms, later))
+            z = layer.mixed(x, messages, atoms, densities[k])
             hidden.append(h)
             mixed.append(z)
-            x = layer.gate.forward(z)
+            x = layer.forward(x, z, atoms)
+            layer.add_readout(x, network)
         assert x is not None
         differentiate = forces or virial
-        network, cotangents = self._read_out(x, atoms.types, differentiate=differentiate)
-        energies = network * self._scales.index_select(0, atoms.types)
+        scales = self._scales.index_select(0, atoms.types)
+        last, cotangents = self._read_out(x, scales.to(self.dtype), differentiate=differentiate)
+        network += last
+        energies = network * scales
         energies = energies + self._shifts.index_select(0, atoms.types)
         slopes = None
         if self._repulsion is not None:
@@ -213,9 +223,14 @@ class DevicePotential:
         # Reverse.
         by_harmonics = torch.zeros_like(harmonics)
         by_place = harmonics.new_zeros(atoms.n_edges)
+        by_density: Tensor | None = None
         for k in reversed(range(len(self._layers))):
-            layer, h = self._layers[k], hidden[k]
-            z_cotangents = layer.gate.reverse(mixed[k], cotangents)
+            layer, z, h, density = self._layers[k], mixed[k], hidden[k], densities[k]
+            z_cotangents = layer.reverse(z, cotangents, atoms)
+            if layer.densities is not None and density is not None:
+                through = layer.densities.reverse(z, z_cotangents, density, atoms, later)
+                by_density = through if by_density is None else by_density + through
+            del z
             hidden[k] = mixed[k] = None  # type: ignore[call-overload]  # their memory serves the layers before
             by_h, by_y, by_t = spline_reverse(
                 layer.form,
@@ -224,13 +239,15 @@ class DevicePotential:
                 layer.splines,
                 places if k == 0 else later,
                 atoms,
-                layer.messages_reverse(z_cotangents, atoms.groups),
+                layer.messages_reverse(z_cotangents, atoms.groups, density),
             )
             by_harmonics += by_y
             by_place += by_t
             if by_h is not None:
-                cotangents = layer.x_reverse(z_cotangents, by_h, atoms.groups)
-        along = by_place.double() * self._inverse_widths.index_select(0, places.interval.clamp(min=0))
+                cotangents = layer.x_reverse(z_cotangents, cotangents, by_h, atoms.groups)
+                self._layers[k - 1].add_readout_reverse(cotangents, scales.to(self.dtype))
+        along = by_place.double() if by_density is None else by_place.double() + by_density
+        along = along * self._inverse_widths.index_select(0, places.interval.clamp(min=0))
         along = along / geometry.cutoffs
         if slopes is not None:
             along = along + slopes
@@ -239,8 +256,15 @@ class DevicePotential:
         found, virials = forces_and_virials(atoms, geometry, gradient, virial=virial)
         return DeviceResult(energies, atoms.only_real(found + doubt) if forces else None, virials)
 
-    def _read_out(self, x: Tensor, types: Tensor, *, differentiate: bool) -> tuple[Tensor, Tensor | None]:
-        """What the network says of the atoms, `[N]` float64, and the cotangents of x."""
+    def _kinds_of_edges(self, atoms: DeviceAtoms) -> Tensor:
+        """Which table of splines an edge uses: that of the sender's species, or of the pair of both; `[E]` int32."""
+        kinds = atoms.types.index_select(0, atoms.sender)
+        if self._by_pair:
+            kinds = kinds + atoms.types.index_select(0, atoms.receiver) * len(self.species)
+        return kinds.to(torch.int32)
+
+    def _read_out(self, x: Tensor, scales: Tensor, *, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+        """What the last layer says of the atoms, `[N]` float64, and the cotangents of x."""
         inputs = [x]
         for matrix in self._readout[:-1]:
             inputs.append(inputs[-1] @ matrix)
@@ -249,7 +273,6 @@ class DevicePotential:
         values = (x @ self._readout[-1]).squeeze(1).double()
         if not differentiate:
             return values, None
-        scales = self._scales.to(self.dtype).index_select(0, types)
         cotangents = scales.unsqueeze(1) * self._readout[-1].T
         for k in reversed(range(len(self._readout) - 1)):
             z = inputs[2 * k + 1]
@@ -260,8 +283,8 @@ class DevicePotential:
 
 
 def supports_device(potential: Potential) -> bool:
-    """Whether a potential can be frozen for a device: NequIP and SevenNet."""
-    return can_describe(potential.model)
+    """Whether a potential can be frozen for a device: NequIP, SevenNet and MACE."""
+    return isinstance(potential.model, MACE) or can_describe(potential.model)
 
 
 def freeze_on_device(

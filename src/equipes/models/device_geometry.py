@@ -229,16 +229,20 @@ def segment_sums(values: Tensor, pointer: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Repulsion:
-    """The screened nuclear repulsion (`equipes.nn.ZBL`) with its derivative.
+    """The screened nuclear repulsion (`equipes.nn.ZBL`, `equipes.nn.CovalentZBL`) with its derivative.
 
     Attributes:
         power: of the cutoff function.
         charges, inverse_lengths: `[n_species, n_species]`, ½ K Z_i Z_j in eV Å and 1/a in 1/Å.
+        cutoffs: `[n_species, n_species]` Å; None: those of the model.
+        screening: the terms (c, k) of φ.
     """
 
     power: int
     charges: Tensor
     inverse_lengths: Tensor
+    cutoffs: Tensor | None = None
+    screening: tuple[tuple[float, float], ...] = SCREENING
 
     def __call__(self, atoms: DeviceAtoms, geometry: EdgeGeometry) -> tuple[Tensor, Tensor]:
         """Energies of the atoms `[N]` eV, and dE/d|r| of the edges `[E]`."""
@@ -246,15 +250,20 @@ class Repulsion:
         pair = pair + atoms.types.index_select(0, atoms.sender)
         charge = self.charges.flatten().index_select(0, pair)
         inverse = self.inverse_lengths.flatten().index_select(0, pair)
-        r, x, p = geometry.lengths, geometry.reduced, self.power
+        r, x, cutoffs, p = geometry.lengths, geometry.reduced, geometry.cutoffs, self.power
+        counts = geometry.counts
+        if self.cutoffs is not None:
+            cutoffs = self.cutoffs.flatten().index_select(0, pair)
+            x = r / cutoffs
+            counts = counts & (x < 1)
         screening, slope = torch.zeros_like(r), torch.zeros_like(r)
-        for c, k in SCREENING:
+        for c, k in self.screening:
             term = c * torch.exp(-k * r * inverse)
             screening += term
             slope -= k * inverse * term
         u = polynomial_cutoff(x, p)
-        u_slope = -(p * (p + 1) * (p + 2) / 2) * x ** (p - 1) * (1 - x) ** 2 / geometry.cutoffs
+        u_slope = -(p * (p + 1) * (p + 2) / 2) * x ** (p - 1) * (1 - x) ** 2 / cutoffs
         energies = charge / r * screening * u
         slopes = charge / r * (slope * u + screening * u_slope - screening * u / r)
-        energies = torch.where(geometry.counts, energies, 0.0)
-        return segment_sums(energies, atoms.row_pointer), torch.where(geometry.counts, slopes, 0.0)
+        energies = torch.where(counts, energies, 0.0)
+        return segment_sums(energies, atoms.row_pointer), torch.where(counts, slopes, 0.0)

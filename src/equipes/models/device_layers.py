@@ -18,6 +18,7 @@ from equipes.irreps import Irrep, Irreps
 from equipes.kernels.form import MessagePassingForm, Path
 from equipes.kernels.splines import RadialSplines
 from equipes.models.blueprint import EVEN
+from equipes.models.device_geometry import DeviceAtoms
 from equipes.nn.gate import SILU_SCALE, TANH_SCALE
 from equipes.nn.linear import ODD_SCALAR
 
@@ -186,10 +187,20 @@ class DeviceLayer:
         return 0 if self.linear_1 is None else self.form.irreps_in.dim
 
     @property
-    def maps(self) -> list[BlockMap]:
-        """All linear maps."""
+    def busy_width(self) -> int:
+        """Numbers of an atom that are in use at a time beside what is kept, at most."""
+        return self.form.irreps_out.dim + self.z_width + self.hidden_width + self.x_width
+
+    @property
+    def by_species(self) -> bool:
+        """Whether matrices belong to species of which there are several."""
         every = (*(self.linear_1 or ()), *self.linear_2, *self.self_connection)
-        return [each for each in every if isinstance(each, BlockMap)]
+        return any(isinstance(each, BlockMap) and len(each.matrices) > 1 for each in every)
+
+    @property
+    def densities(self) -> None:
+        """What messages are divided by is in linear_2."""
+        return
 
     def hidden(self, x: Tensor, groups: Groups) -> Tensor | None:
         """h of x; None in the first layer."""
@@ -202,26 +213,42 @@ class DeviceLayer:
             each.add(x, h, groups)
         return h
 
-    def mixed(self, x: Tensor | None, messages: Tensor, types: Tensor, groups: Groups) -> Tensor:
-        """z of x and the messages."""
+    def mixed(self, x: Tensor | None, messages: Tensor, atoms: DeviceAtoms, density: Tensor | None) -> Tensor:
+        """z of x and the messages, which is kept."""
         z = messages.new_zeros(len(messages), self.z_width)
         if self.scalars is not None:
-            self.scalars.of(z).add_(self.constants.index_select(0, types).unsqueeze(1))
+            self.scalars.of(z).add_(self.constants.index_select(0, atoms.types).unsqueeze(1))
         for each in self.linear_2:
-            each.add(messages, z, groups)
+            each.add(messages, z, atoms.groups)
         if x is not None:
             for each in self.self_connection:
-                each.add(x, z, groups)
+                each.add(x, z, atoms.groups)
         return z
 
-    def messages_reverse(self, z_cotangents: Tensor, groups: Groups) -> Tensor:
+    def forward(self, x: Tensor | None, z: Tensor, atoms: DeviceAtoms) -> Tensor:
+        """x of the next layer."""
+        return self.gate.forward(z)
+
+    def add_readout(self, x: Tensor, energies: Tensor) -> None:
+        """Nothing: only the last x is read out."""
+
+    def add_readout_reverse(self, cotangents: Tensor, scales: Tensor) -> None:
+        """Nothing, either."""
+
+    def reverse(self, z: Tensor, cotangents: Tensor, atoms: DeviceAtoms) -> Tensor:
+        """From the cotangents of x of the next layer those of z."""
+        return self.gate.reverse(z, cotangents)
+
+    def messages_reverse(self, z_cotangents: Tensor, groups: Groups, density: Tensor | None) -> Tensor:
         """The cotangents of the messages."""
         result = z_cotangents.new_zeros(len(z_cotangents), self.form.irreps_out.dim)
         for each in self.linear_2:
             each.add_reverse(z_cotangents, result, groups)
         return result
 
-    def x_reverse(self, z_cotangents: Tensor, h_cotangents: Tensor, groups: Groups) -> Tensor:
+    def x_reverse(
+        self, z_cotangents: Tensor, next_cotangents: Tensor, h_cotangents: Tensor, groups: Groups
+    ) -> Tensor:
         """The cotangents of x."""
         result = z_cotangents.new_zeros(len(z_cotangents), self.x_width)
         for each in self.self_connection:
@@ -248,12 +275,12 @@ def make_layers(
         name = f"layers.{k}"
         x_irreps, z_irreps = Irreps(facts["irreps_in"]), Irreps(facts["gate_in"])
         x_blocks, z_blocks = blocks_of(x_irreps), blocks_of(z_irreps)
-        form = _form(facts, structure["l_max"], first=k == 0)
+        form = form_of(facts, structure["l_max"], first=k == 0)
         messages = blocks_of(form.irreps_out)
         maps: dict[str, list[BlockMap]] = {"linear_1": [], "linear_2": [], "self_connection": []}
         hidden = blocks_of(form.irreps_in) if k > 0 else {}
         for key in maps:
-            for source, target, label in _matrices(arrays, f"{name}.{key}"):
+            for source, target, label in block_maps(arrays, f"{name}.{key}"):
                 if key == "linear_1":
                     irrep = x_irreps.irreps[source]
                     ends = x_blocks[irrep], hidden[irrep]
@@ -286,7 +313,7 @@ def make_layers(
     return tuple(layers)
 
 
-def _form(facts: Mapping[str, Any], l_max: int, *, first: bool) -> MessagePassingForm:
+def form_of(facts: Mapping[str, Any], l_max: int, *, first: bool) -> MessagePassingForm:
     """The couplings of a layer; of the first one those of the splines: features are 1, a block for each degree."""
     paths = [(block, l2, Irrep(l3, parity)) for block, l2, l3, parity in facts["paths"]]
     z_irreps = Irreps(facts["gate_in"])
@@ -307,8 +334,8 @@ def _form(facts: Mapping[str, Any], l_max: int, *, first: bool) -> MessagePassin
     )
 
 
-def _matrices(arrays: Mapping[str, np.ndarray], prefix: str) -> Sequence[tuple[int, int, str]]:
-    """`(source, target, name)` of the matrices of one kind."""
+def block_maps(arrays: Mapping[str, np.ndarray], prefix: str) -> Sequence[tuple[int, int, str]]:
+    """`(source, target, name)` of the matrices of one kind, by the numbers of their blocks."""
     found = []
     for label in arrays:
         if label.startswith(prefix + "."):

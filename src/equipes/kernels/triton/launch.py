@@ -6,6 +6,7 @@ import linecache
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -92,13 +93,26 @@ def launch(form: MessagePassingForm, variant: Variant, n_atoms: int, given: dict
     second = code.sections or max(1, min(32, _ENOUGH_PROGRAMS // max(n_atoms, 1)))
     if n_atoms == 0:
         return
+    if operands[0].device.type == "cpu" and code.sections == 0:
+        second = min(second, 2)
+    start(code, (n_atoms, second), operands)
+
+
+def start(code: Kernel, grid: tuple[int, int], operands: Sequence[Any], **options: Any) -> None:
+    """Runs a kernel where its first operand is.
+
+    Args:
+        grid: programs in both directions.
+        operands: its arguments; tensors are contiguous and on one device.
+        options: of Triton, in place of those of `OPTIONS`.
+    """
     device = operands[0].device
     if device.type == "cpu":
-        _interpreted(code)[n_atoms, min(second, 2) if code.sections == 0 else second](*operands)
+        _interpreted(code)[grid](*operands)
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         try:
-            compiled(code)[n_atoms, second](*operands, **OPTIONS)
+            compiled(code)[grid](*operands, **OPTIONS | options)
         except RuntimeError as error:
             if "compiler" not in str(error):
                 raise
@@ -122,12 +136,23 @@ def assemble(form: MessagePassingForm, variant: Variant, capability: int = 90) -
     Args:
         capability: 90 for 9.0 (H100).
     """
+    return assemble_kernel(kernel(form, variant), pointer_types(variant), capability)
+
+
+def assemble_kernel(
+    code: Kernel, signature: dict[str, str], capability: int = 90, **options: Any
+) -> Assembly:
+    """Compiles a kernel for a CUDA GPU, which need not be there.
+
+    Args:
+        signature: Triton's names for the types of its arguments.
+        capability: 90 for 9.0 (H100).
+        options: of Triton, in place of those of `OPTIONS`.
+    """
     triton = _triton()
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    code = kernel(form, variant)
-    signature = pointer_types(variant)
     source = ASTSource(
         fn=compiled(code),
         signature=signature,
@@ -138,7 +163,7 @@ def assemble(form: MessagePassingForm, variant: Variant, capability: int = 90) -
             if kind.startswith("*")
         },
     )
-    asm = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS).asm
+    asm = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS | options).asm
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(asm["cubin"])
