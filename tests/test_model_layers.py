@@ -16,7 +16,7 @@ from e3nn.math import normalize2mom
 from scipy import integrate
 from torch import Tensor
 
-from equipes.graph import AtomGraph
+from equipes.graph import AtomGraph, SpeciesGroups
 from equipes.irreps import Irreps
 from equipes.nn import ZBL, BesselBasis, Gate, Linear, ScalarMLP, SpeciesLinear, polynomial_cutoff
 from equipes.nn.gate import SILU_SCALE, TANH_SCALE
@@ -114,7 +114,7 @@ def test_self_connection(irreps_in: str, irreps_out: str) -> None:
     ]
     x, embedding = torch.randn(n_atoms, ours.irreps_in.dim), torch.randn(3, n_attributes)
     types = torch.tensor([0, 2, 0, 2, 2, 0, 2, 0])  # the second species is absent
-    groups = [(types == t).nonzero().squeeze(1) for t in range(3)]
+    groups = SpeciesGroups.of(types, 3)
     expected = theirs(
         transposed(x, ours.irreps_in, to_e3nn=True), embedding[types], torch.cat(blocks).detach()
     )

@@ -22,6 +22,26 @@ _ATOMS_FOR_GPU = 2000
 _COINCIDENT = 1e-6
 
 
+@dataclass(frozen=True, eq=False)
+class SpeciesGroups:
+    """The atoms of each species side by side, for what all atoms of a species have in common.
+
+    Attributes:
+        atoms: for each species, `[n_s]` int64.
+        slot: `[N]` int64, where each atom stands in the concatenation of `atoms`.
+    """
+
+    atoms: tuple[Tensor, ...]
+    slot: Tensor
+
+    @classmethod
+    def of(cls, types: Tensor, n_species: int) -> SpeciesGroups:
+        """Of the index of each atom's species, `[N]`. The host waits for a GPU, to know how many there are."""
+        order = torch.argsort(types, stable=True)
+        counts = torch.bincount(types, minlength=n_species).tolist()
+        return cls(order.split(counts), torch.argsort(order))
+
+
 @dataclass(frozen=True)
 class AtomGraph:
     """Atoms and the directed edges between all pairs (periodic images included) closer than a cutoff.
@@ -191,6 +211,15 @@ class AtomGraph:
     def atoms_per_structure(self) -> Tensor:
         """`[S]` int64."""
         return torch.bincount(self.structure, minlength=self.n_structures)
+
+    @property
+    def volumes(self) -> Tensor:
+        """`[S]` Å³; zero for a cell without three lattice vectors."""
+        return torch.linalg.det(self.cell).abs()
+
+    def species_groups(self, types: Tensor, n_species: int) -> SpeciesGroups:
+        """The atoms of each species; `types` `[N]` is the index of each atom's."""
+        return SpeciesGroups.of(types, n_species)
 
     @cached_property
     def _crosses_boundaries(self) -> bool:

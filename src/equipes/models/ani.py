@@ -69,6 +69,7 @@ class ANI(Architecture):
     """
 
     EXACT: ClassVar[tuple[str, ...]] = ("scale_shift.scales", "scale_shift.shifts")
+    FIXED_SHAPES = False  # nobody knows how many angles there are before they are counted
 
     def __init__(
         self,

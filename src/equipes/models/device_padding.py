@@ -6,9 +6,10 @@ there are, sizes are rounded up to buckets, and what fits into the buckets needs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,15 @@ class Room:
         """The bucket of some atoms; there is always an atom to spare, which padding belongs to."""
         groups = () if atoms.groups is None else tuple(bucket(len(group)) for group in atoms.groups)
         return cls(bucket(atoms.n_atoms), bucket(atoms.n_edges), atoms.n_structures, groups)
+
+    def holds(self, need: Room) -> bool:
+        """Whether there is the room that is needed, and not much more."""
+        if self.structures != need.structures or len(self.groups) != len(need.groups):
+            return False
+        pairs = zip(
+            (self.atoms, self.edges, *self.groups), (need.atoms, need.edges, *need.groups), strict=True
+        )
+        return all(wanted <= there <= _GENEROUS * max(wanted, _SMALLEST) for there, wanted in pairs)
 
 
 class PaddedAtoms:
@@ -94,11 +104,7 @@ class PaddedAtoms:
 
     def fits(self, atoms: DeviceAtoms) -> bool:
         """Whether some atoms have room here, and not much more of it than they would be given."""
-        own, need = self.room, Room.for_(atoms)
-        if own.structures != need.structures or len(own.groups) != len(need.groups):
-            return False
-        pairs = zip((own.atoms, own.edges, *own.groups), (need.atoms, need.edges, *need.groups), strict=True)
-        return all(wanted <= there <= _GENEROUS * wanted for there, wanted in pairs)
+        return self.room.holds(Room.for_(atoms))
 
     def fill(self, given: DeviceAtoms) -> None:
         """Take over some atoms with their edges; `fits` must hold, or the room be larger."""
@@ -135,46 +141,83 @@ def _fill(buffer: Tensor, values: Tensor, rest: float) -> None:
     buffer[len(values) :].fill_(rest)
 
 
+class Recorder(Protocol):
+    """Records what a function does in the memory of a device, to do it again without the function."""
+
+    def __call__(
+        self, function: Callable[[], Result], device: torch.device, *, touched: Sequence[Tensor], pool: Any
+    ) -> tuple[Callable[[], None], Result]:
+        """What plays it, and the result, which playing writes over; for the arguments see `Replay`."""
+
+
+def _cuda_graph(
+    function: Callable[[], Result], device: torch.device, *, touched: Sequence[Tensor], pool: Any
+) -> tuple[Callable[[], None], Result]:
+    with torch.cuda.device(device):
+        # Derivatives of earlier steps that wait to be collected would draw the streams of those into the recording.
+        gc.collect()
+        # First calls compile kernels and set up libraries, which no recording may contain; on a stream of their own,
+        # as torch asks for.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            before = [tensor.detach().clone() for tensor in touched]
+            for _ in range(2):
+                function()
+            for tensor, values in zip(touched, before, strict=True):
+                tensor.detach().copy_(values)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            result = function()
+    return graph.replay, result
+
+
+RECORDERS: dict[str, Recorder] = {"cuda": _cuda_graph}
+"""By type of device."""
+
+
 class Replay(Generic[Result]):
     """A function of memory that stays where it is: on a GPU recorded at its first call and played after that.
 
     Its result lies in the same memory every time, and the next call writes over it. Elsewhere the function is called.
-    Before it is recorded it is called, which must do no harm.
+
+    Args:
+        function: takes nothing and gives what it finds.
+        device: where it works.
+        record: record it, where that is possible.
+        touched: what the function changes beside its result and what it writes over. As it is called before it is
+            recorded, this is put back then.
+        pool: of memory, shared with other recordings that are never played at the same time and whose results are no
+            longer needed by then (`torch.cuda.graph_pool_handle`).
     """
 
     def __init__(
-        self, function: Callable[[], Result], device: torch.device | str, *, record: bool = True
+        self,
+        function: Callable[[], Result],
+        device: torch.device | str,
+        *,
+        record: bool = True,
+        touched: Sequence[Tensor] = (),
+        pool: Any = None,
     ) -> None:
         self._function = function
         self.device = torch.device(device)
-        self._record = record and self.device.type == "cuda"
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._result: Result | None = None
+        self._recorder = RECORDERS.get(self.device.type) if record else None
+        self._touched, self._pool = touched, pool
+        self._recorded: tuple[Callable[[], None], Result] | None = None
 
     def prepare(self) -> None:
         """Record it now, where it will be played."""
-        if self._record and self._graph is None:
-            self._capture()
+        if self._recorder is not None and self._recorded is None:
+            self._recorded = self._recorder(
+                self._function, self.device, touched=self._touched, pool=self._pool
+            )
 
     def __call__(self) -> Result:
-        if not self._record:
-            return self._function()
         self.prepare()
-        assert self._graph is not None and self._result is not None
-        self._graph.replay()
-        return self._result
-
-    def _capture(self) -> None:
-        # First calls compile kernels and set up libraries, which no recording may contain; on a stream of their own,
-        # as torch asks for.
-        with torch.cuda.device(self.device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(2):
-                    self._function()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._result = self._function()
-        self._graph = graph
+        if self._recorded is None:
+            return self._function()
+        play, result = self._recorded
+        play()
+        return result

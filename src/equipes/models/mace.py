@@ -12,7 +12,7 @@ from ase.data import covalent_radii
 from torch import Tensor, nn
 
 from equipes.errors import InputError
-from equipes.graph import AtomGraph
+from equipes.graph import AtomGraph, SpeciesGroups
 from equipes.harmonics import MAX_L, spherical_harmonics
 from equipes.irreps import Irrep, Irreps
 from equipes.kernels import MessagePassingForm, message_passing
@@ -82,7 +82,7 @@ class InteractionBlock(nn.Module):
     def forward(
         self,
         h: Tensor,
-        species_groups: Sequence[Tensor],
+        species_groups: SpeciesGroups,
         radial: Tensor,
         harmonics: Tensor,
         graph: AtomGraph,
@@ -183,6 +183,7 @@ class MACE(Architecture):
         "atomic_energies": 1,
         "*.covalent_radii": 0,
     }
+    GROUPS_SPECIES = True
 
     def __init__(
         self,
@@ -317,8 +318,7 @@ class MACE(Architecture):
             dtype
         )  # [E, (l+1)²]
         radial = self._radial(types, lengths, graph).to(dtype)  # [E, num_bessel]
-        counts = torch.bincount(types, minlength=len(self.embedding)).tolist()
-        species_groups = torch.argsort(types, stable=True).split(counts)
+        species_groups = graph.species_groups(types, len(self.embedding))
 
         h = self.embedding.index_select(0, types) / math.sqrt(self.num_elements)  # [N, C]
         energies = lengths.new_zeros(len(types))  # [N]

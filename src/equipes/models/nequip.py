@@ -10,7 +10,7 @@ import torch
 from ase.data import atomic_numbers
 from torch import Tensor, nn
 
-from equipes.graph import AtomGraph
+from equipes.graph import AtomGraph, SpeciesGroups
 from equipes.harmonics import MAX_L, spherical_harmonics
 from equipes.irreps import Irrep, Irreps
 from equipes.kernels import MessagePassingForm, message_passing
@@ -62,7 +62,7 @@ class InteractionBlock(nn.Module):
         self,
         x: Tensor,
         embedding: Tensor,
-        species_groups: Sequence[Tensor],
+        species_groups: SpeciesGroups,
         radial: Tensor,
         harmonics: Tensor,
         sender_norm: Tensor,
@@ -110,6 +110,7 @@ class NequIP(Architecture):
 
     EXACT = ("scales", "shifts", "basis.roots")
     PER_SPECIES: ClassVar = {"embedding": 0, "scales": 0, "shifts": 0}
+    GROUPS_SPECIES = True
 
     def __init__(
         self,
@@ -226,7 +227,7 @@ class NequIP(Architecture):
         radial = self.basis(reduced) * (2 * math.pi / self.r_max**2 * envelope).unsqueeze(1)
         radial = radial.to(dtype)  # [E, num_bessels]
         sender_norm = self.norms[types].to(dtype).unsqueeze(1)  # [N, 1]
-        species_groups = [(types == t).nonzero().squeeze(1) for t in range(len(self.embedding))]
+        species_groups = graph.species_groups(types, len(self.embedding))
 
         x = self.embedding.index_select(0, types)  # [N, A]
         for layer in self.layers:

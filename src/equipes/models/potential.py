@@ -54,10 +54,15 @@ class Architecture(nn.Module):
         EXACT: names of parameters that stay float64 whatever the number type of the network.
         PER_SPECIES: names of parameters that are tables of the species (`*` for any part of a name), and the dimension
             that the species run along; without any, the model cannot be cut to some of its species.
+        GROUPS_SPECIES: whether `forward` asks the graph for the atoms of each species.
+        FIXED_SHAPES: whether the sizes of all tensors in `forward` follow from those of the graph, so that a GPU can
+            record it.
     """
 
     EXACT: ClassVar[tuple[str, ...]] = ()
     PER_SPECIES: ClassVar[Mapping[str, int]] = {}
+    GROUPS_SPECIES: ClassVar[bool] = False
+    FIXED_SHAPES: ClassVar[bool] = True
     r_max: float
 
     def fixed_hyperparameters(self) -> dict[str, Any]:
@@ -132,10 +137,16 @@ class Potential(nn.Module):
         Raises:
             InputError: an element that the potential does not know, or edges collected with a smaller cutoff.
         """
+        types, graph = self.prepared(graph)
+        return self.evaluate(types, graph, forces=forces, stress=stress)
+
+    def evaluate(
+        self, types: Tensor, graph: AtomGraph, *, forces: bool = True, stress: bool = True
+    ) -> Prediction:
+        """`forward` of what `prepared` gives: `types` `[N]` is the index of each atom's species."""
         differentiate = forces or stress
         # Forces are derivatives, also where the caller switched autograd off.
         tracked = differentiate or (self.training and torch.is_grad_enabled())
-        types, graph = self.prepared(graph)
         with torch.inference_mode(False), torch.set_grad_enabled(tracked):
             vectors = graph.edge_vectors()
             engine = self._engine(vectors)
@@ -317,6 +328,6 @@ def _stress(graph: AtomGraph, virial: Tensor) -> Tensor:
 
     The NaN is put in last: a loss that leaves such structures out must not get NaN gradients from a division by it.
     """
-    volumes = torch.linalg.det(graph.cell).abs().view(-1, 1, 1)
+    volumes = graph.volumes.view(-1, 1, 1)
     filled = volumes > 0
     return torch.where(filled, -virial / torch.where(filled, volumes, 1.0), float("nan"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from equipes.graph import SpeciesGroups
 from equipes.irreps import Irrep, Irreps
 
 EVEN_SCALAR = Irrep(0, 1)
@@ -84,13 +84,13 @@ class SpeciesLinear(nn.Module):
             }
         )
 
-    def forward(self, x: Tensor, embedding: Tensor | None, groups: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None, groups: SpeciesGroups) -> Tensor:
         """`[N, irreps_in.dim]` -> `[N, irreps_out.dim]`.
 
         Args:
             x: features.
             embedding: `[n_species, A]`; None is one-hot, A = n_species.
-            groups: for each species, the atoms of it.
+            groups: the atoms of each species.
         """
         matrices = {}
         for name, weight in self.weights.items():
@@ -99,8 +99,8 @@ class SpeciesLinear(nn.Module):
                 matrices[name] = weight.transpose(0, 1) / scale
             else:
                 matrices[name] = torch.einsum("sv,uvw->suw", embedding / scale, weight)
-        result = x.new_zeros(x.shape[0], self.irreps_out.dim)
-        for species, atoms in enumerate(groups):
+        rows = [x.new_zeros(0, self.irreps_out.dim)]
+        for species, atoms in enumerate(groups.atoms):
             if len(atoms) == 0:
                 continue
             blocks = split_blocks(x.index_select(0, atoms), self.irreps_in)
@@ -110,8 +110,8 @@ class SpeciesLinear(nn.Module):
                     parts.append((blocks[str(irrep)] @ matrices[str(irrep)][species]).flatten(1))
                 else:
                     parts.append(x.new_zeros(len(atoms), mul * irrep.dim))
-            result = result.index_add(0, atoms, torch.cat(parts, dim=1))
-        return result
+            rows.append(torch.cat(parts, dim=1))
+        return torch.cat(rows).index_select(0, groups.slot)
 
 
 def shared(irreps_in: Irreps, irreps_out: Irreps) -> list[tuple[int, Irrep]]:

@@ -85,11 +85,13 @@ class CovalentZBL(nn.Module):
         self.register_buffer("covalent_radii", radii.clone())
         charges = torch.tensor(list(numbers), dtype=torch.float64)
         self.register_buffer("charges", charges, persistent=False)
+        self.register_buffer("exponents", charges.new_tensor(self._EXPONENTS), persistent=False)
         self.c: Tensor
         self.a_exp: Tensor
         self.a_prefactor: Tensor
         self.covalent_radii: Tensor
         self.charges: Tensor
+        self.exponents: Tensor
 
     def pairs(self) -> ScreenedPairs:
         """Its constants by pairs of species."""
@@ -99,7 +101,7 @@ class CovalentZBL(nn.Module):
             0.5 * _ROUNDED_COULOMB * z.unsqueeze(1) * z,
             (powers.unsqueeze(1) + powers) / (self.a_prefactor * _BOHR),
             radii.unsqueeze(1) + radii,
-            torch.stack([self.c, z.new_tensor(self._EXPONENTS)], dim=1),
+            torch.stack([self.c, self.exponents], dim=1),
         )
 
     def forward(self, types: Tensor, lengths: Tensor, graph: AtomGraph) -> Tensor:
@@ -108,7 +110,7 @@ class CovalentZBL(nn.Module):
         z, radii = self.charges, self.covalent_radii
         powers = z**self.a_exp
         s = lengths * (powers[receiver] + powers[sender]) / (self.a_prefactor * _BOHR)  # [E]
-        screening = (self.c * torch.exp(-s.unsqueeze(1) * s.new_tensor(self._EXPONENTS))).sum(1)
+        screening = (self.c * torch.exp(-s.unsqueeze(1) * self.exponents)).sum(1)
         reduced = lengths / (radii[receiver] + radii[sender])
         energies = 0.5 * _ROUNDED_COULOMB * z[receiver] * z[sender] / lengths * screening
         energies = energies * polynomial_cutoff(reduced, self.p)

@@ -139,6 +139,9 @@ class TrainConfig(Section):
     )
     checkpoint_every_minutes: NonNegativeFloat = Field(default=2.0, description="0: after every step")
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    record_steps: bool = Field(
+        default=True, description="on a GPU, record the steps of small batches and play them again"
+    )
     devices: PositiveInt = Field(default=1, description="processes on each node")
     num_nodes: PositiveInt = 1
     loggers: list[Literal["tensorboard", "wandb"]] = Field(

@@ -17,7 +17,7 @@ from equipes.training.records import SafeCheckpointIO
 # What may change when a training resumes without it becoming another training.
 _FREE = {
     "max_minutes", "max_epochs", "max_steps", "clock", "early_stopping", "checkpoint_every_minutes", "accelerator",
-    "devices", "num_nodes", "loggers", "log_every",
+    "record_steps", "devices", "num_nodes", "loggers", "log_every",
 }  # fmt: skip
 
 

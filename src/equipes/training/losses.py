@@ -27,9 +27,14 @@ TERMS = ("energy", "forces", "stress")
 class Predicted(Protocol):
     """The fields of `equipes.Prediction` that the loss reads."""
 
-    energy: Tensor
-    forces: Tensor | None
-    virial: Tensor | None
+    @property
+    def energy(self) -> Tensor: ...
+
+    @property
+    def forces(self) -> Tensor | None: ...
+
+    @property
+    def virial(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Loss:
                 terms[1] = self._sum(residual, batch.forces)
         if predicted.virial is not None:
             # stress = -virial / volume: multiplied by the volume, nothing is divided by that of a molecule.
-            volume = torch.linalg.det(batch.graph.cell).abs()[:, None, None]  # [S, 1, 1]
+            volume = batch.graph.volumes[:, None, None]  # [S, 1, 1]
             residual = (predicted.virial + batch.stress * volume) * per_atom[:, None, None]
             terms[2] = self._sum(residual, batch.stress)
         return torch.stack(terms)

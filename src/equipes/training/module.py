@@ -17,6 +17,7 @@ from equipes.training.config import TrainConfig
 from equipes.training.ema import average_of, update_average
 from equipes.training.losses import Loss, weighted_mean
 from equipes.training.optimizers import Moves, build_optimizer, set_learning_rate
+from equipes.training.recorded import Part, RecordedStep, can_record
 from equipes.training.schedules import learning_rate_factor, stepwise
 from equipes.training.state import TrainingState
 from equipes.training.stream import Batch
@@ -66,6 +67,7 @@ class TrainingModule(pl.LightningModule):
         self._loss_sum: Tensor | None = None
         self._unchecked: list[tuple[Tensor, Tensor, LabelledGraph]] = []
         self._moved: list[Tensor] = []
+        self._recorded: RecordedStep | None = None
         self._trainable = [parameter for parameter in potential.parameters() if parameter.requires_grad]
         self._averages = [
             average
@@ -84,9 +86,18 @@ class TrainingModule(pl.LightningModule):
         return self
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        if device.type == "cpu":
-            return batch
-        return batch.to(device)
+        # What is recorded is copied where the recording reads it, later and without waiting.
+        return batch if self._is_recorded(device) else self._there(batch, device)
+
+    def _there(self, batch: Batch, device: torch.device) -> Batch:
+        return batch if device.type == "cpu" else batch.to(device)
+
+    def _is_recorded(self, device: torch.device) -> bool:
+        """Whether steps are recorded; several processes average their gradients, which cannot be."""
+        if self._recorded is not None and self._recorded.refused:
+            return False
+        alone = self.trainer.world_size == 1
+        return self.settings.record_steps and alone and can_record(self.potential, device)
 
     def weights(self, progress: float) -> Tensor:
         """[3]: the weights of the energy, forces and stress terms."""
@@ -98,32 +109,58 @@ class TrainingModule(pl.LightningModule):
         return torch.tensor([stepwise(weight, progress) for weight in schedules], dtype=torch.float64)
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
-        optimizer, state, labelled = self.optimizer, self.state, batch.labelled
+        optimizer, state = self.optimizer, self.state
         if optimizer is None:
             raise RuntimeError("Lightning has not configured the optimizer")
         factor = self._rate_factor(state.progress)
         self.learning_rate = set_learning_rate(optimizer, factor * state.plateau_factor)
-        weights = self.weights(state.progress)
-
-        share = self._share(batch, weights)
-        if batch.replay is not None:
-            share = share + self.replay_weight * self._share(
-                batch.replay, torch.ones_like(weights), self.replay_loss
-            )
-        for parameter in self._trainable:
-            parameter.grad = None
-        # DistributedDataParallel averages gradients over the processes; the loss is a sum over them.
-        self.manual_backward(share * self.trainer.world_size)
-        if self.adapters is not None:
-            self.adapters.pull_back()
-        norm = self._clip()
-        self._note(share.detach(), norm, labelled)
-        optimizer.step()
-        if self.adapters is not None:
-            self.adapters.merge()
+        parts = self._parts(batch)
+        recorded = self._recording(optimizer)
+        loss = None if recorded is None else recorded.gradient(parts)
+        norm = None
+        if loss is None:
+            loss = self._gradient(parts)
+        elif recorded is not None:
+            norm = recorded.update()
+        if norm is not None:
+            self._note(loss, norm, batch.labelled)
+        else:
+            if self.adapters is not None:
+                self.adapters.pull_back()
+            self._note(loss, self._clip(), batch.labelled)
+            optimizer.step()
+            if self.adapters is not None:
+                self.adapters.merge()
         update_average(self._averages, self._trainable, state.step, self.settings.ema_decay)
         state.step += 1
         state.loss_steps += 1
+
+    def _parts(self, batch: Batch) -> list[Part]:
+        """What a step trains on: the frames, and those that are replayed."""
+        weights = self.weights(self.state.progress)
+        parts = [Part(batch, weights, self.loss)]
+        if batch.replay is not None:
+            parts.append(Part(batch.replay, torch.ones_like(weights), self.replay_loss, self.replay_weight))
+        return parts
+
+    def _gradient(self, parts: Sequence[Part]) -> Tensor:
+        """Set the gradient of the loss, which is returned, in the parameters."""
+        for parameter in self._trainable:
+            parameter.grad = None
+        loss = sum((part.factor * self._share(part) for part in parts[1:]), self._share(parts[0]))
+        # DistributedDataParallel averages gradients over the processes; the loss is a sum over them.
+        self.manual_backward(loss * self.trainer.world_size)
+        return loss.detach()
+
+    def _recording(self, optimizer: Optimizer) -> RecordedStep | None:
+        """What records steps, where they are recorded."""
+        if not self._is_recorded(self.potential.device):
+            return None
+        if self._recorded is None:
+            self._recorded = RecordedStep(
+                self.potential, self._trainable, self._moved, optimizer, self._clip, self.adapters
+            )
+        return self._recorded
 
     def _clip(self) -> Tensor:
         """The norm of the gradient, which is cut where the settings want it."""
@@ -133,13 +170,16 @@ class TrainingModule(pl.LightningModule):
             [tensor.grad for tensor in self._moved if tensor.grad is not None], foreach=True
         )
 
-    def _share(self, batch: Batch, weights: Tensor, loss: Loss | None = None) -> Tensor:
+    def _share(self, part: Part) -> Tensor:
         """What this process's frames of a joint batch add to its loss."""
-        labelled = batch.labelled
-        _, with_forces, with_stress = (batch.counts * weights > 0).tolist()
-        prediction = self.potential(labelled.graph, forces=with_forces, stress=with_stress)
-        sums = (loss or self.loss).sums(prediction, labelled)
-        return weighted_mean(sums, batch.joint_counts.to(sums.device), weights.to(sums.device))
+        batch = self._there(part.batch, self.potential.device)
+        forces, stress = part.terms()
+        prediction = self.potential(batch.labelled.graph, forces=forces, stress=stress)
+        sums = part.loss.sums(prediction, batch.labelled)
+        counts, weights = (
+            tensor.to(sums.device, non_blocking=True) for tensor in (batch.joint_counts, part.weights)
+        )
+        return weighted_mean(sums, counts, weights)
 
     def _rate_factor(self, progress: float) -> float:
         settings = self.settings
@@ -156,7 +196,9 @@ class TrainingModule(pl.LightningModule):
             self._loss_sum = torch.tensor(self.state.loss_sum, dtype=torch.float64, device=loss.device)
         self._loss_sum += loss
         self._unchecked.append((loss, norm, labelled))
-        if loss.device.type == "cpu" or len(self._unchecked) >= _STEPS_BETWEEN_GPU_CHECKS:
+        # The first step is checked at once: an optimizer begins with its gradient.
+        now = loss.device.type == "cpu" or self.state.step == 0
+        if now or len(self._unchecked) >= _STEPS_BETWEEN_GPU_CHECKS:
             self.check_finite()
 
     def check_finite(self) -> None:
@@ -179,6 +221,7 @@ class TrainingModule(pl.LightningModule):
 
     def _culprits(self, labelled: LabelledGraph) -> str:
         """The frames of a batch whose own residuals are not finite with the averaged weights; else the whole batch."""
+        labelled = labelled.to(self.potential.device)
         frames = [self.frame_labels[index] for index in labelled.frame.tolist()]
         with torch.enable_grad():
             prediction = self.average(labelled.graph)
