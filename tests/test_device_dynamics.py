@@ -17,7 +17,10 @@ from equipes.models import device_frozen
 from equipes.models.device_frozen import DevicePotential
 from equipes.models.frozen import describe_potential
 from equipes.simulate.device_dynamics import DeviceDynamics
+from equipes.simulate.device_thermostats import DeviceThermostat, Friction, Rescaling
+from equipes.simulate.ensembles import Kind, integrator
 from equipes.simulate.errors import SimulationError
+from equipes.simulate.held import Held, hold
 from test_device_steps import _cotangents, _messages
 from test_frozen import make
 
@@ -48,6 +51,16 @@ def after(
     result = atoms.copy()
     dynamics.update(result)
     return result, dynamics
+
+
+def thermostat_of(atoms: Atoms, ensemble: Kind) -> DeviceThermostat:
+    atoms.calc = Held()
+    hold(atoms.calc, 0.0, np.zeros((len(atoms), 3)), None)
+    dynamics = integrator(
+        atoms, ensemble, timestep=1.0, temperature=300.0, pressure=0.0, thermostat_time=20.0, barostat_time=100.0,
+        flexible_cell=False, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return Rescaling(dynamics) if ensemble == "nvt" else Friction(dynamics, len(atoms))
 
 
 def far(one: Atoms, other: Atoms) -> float:
@@ -134,12 +147,17 @@ def test_a_molecule(potential: DevicePotential) -> None:
     assert start.kinetic_energy == pytest.approx(atoms.get_kinetic_energy(), rel=1e-12)
 
 
-def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ensemble", ["nve", "nvt", "nvt-langevin"])
+def test_a_step_never_waits_for_the_device(ensemble: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """See test_device_steps.py; only the buffers are replaced by tensors that have no numbers."""
     monkeypatch.setattr(device_frozen, "spline_message_passing", _messages)
     monkeypatch.setattr(device_frozen, "spline_reverse", _cotangents)
     description = describe_potential(make("base"), None, 1e-3)[0]
-    dynamics = DeviceDynamics(moving(), DevicePotential(description, "cpu"))
+    atoms = moving()
+    dynamics = DeviceDynamics(atoms, DevicePotential(description, "cpu"), virial=True)
+    if ensemble != "nve":
+        dynamics.thermostat = thermostat_of(atoms, ensemble)
+        dynamics._draw(2, None)
     raising_matrix.cache_clear()
     mode = FakeTensorMode()
 
@@ -148,8 +166,9 @@ def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> N
 
     with mode, torch.no_grad():
         dynamics.potential = DevicePotential(description, "cuda:0")
-        for name in ("_positions", "_velocities", "_push", "_reference", "_forces", "_energies", "_farthest"):
-            setattr(dynamics, name, fake(getattr(dynamics, name)))
+        for name, value in list(vars(dynamics).items()):
+            if isinstance(value, torch.Tensor):
+                setattr(dynamics, name, fake(value))
         own = dynamics._padded.atoms
         for name in (
             "types",
@@ -165,6 +184,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> N
         object.__setattr__(own, "sender_order", fake(own.sender_order))
         object.__setattr__(own, "positions", dynamics._positions)
         object.__setattr__(own, "groups", tuple(fake(group) for group in own.groups))
+        dynamics._step()
         dynamics._step()
         assert dynamics._positions.device.type == "cuda"
     raising_matrix.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from equipes.models.device_frozen import DevicePotential, DeviceResult, freeze_o
 from equipes.models.device_geometry import DeviceAtoms
 from equipes.models.device_padding import PaddedAtoms, Replay, Room
 from equipes.models.frozen import describe_potential
+from equipes.simulate import MDSettings, run_md
 from equipes.simulate.device_dynamics import DeviceDynamics
 from equipes.training.stream import BatchStream
 from test_device_dynamics import far, moving
@@ -192,6 +194,21 @@ def test_energy_is_conserved_in_float32_as_on_the_cpu() -> None:
         dynamics.run(200)
         changes.append(dynamics.potential_energy + dynamics.kinetic_energy - before)
     assert abs(changes[0] - changes[1]) < 1e-4
+
+
+@pytest.mark.parametrize("thermostat", ["bussi", "langevin"])
+def test_runs_with_thermostats_are_those_of_the_cpu(thermostat: str, tmp_path: Path) -> None:
+    settings = MDSettings("nvt", steps=40, timestep=0.5, temperature=300.0, thermostat=thermostat, interval=8)
+    atoms = moving(2)
+    ends = [
+        run_md(
+            atoms, Calculator(make("base"), device, dtype="float64", freeze=True), settings, tmp_path / device
+        )
+        for device in ("cpu", "cuda")
+    ]
+    assert far(*(end.atoms for end in ends)) < 1e-6
+    energies = [end.summary["mean_potential_energy_ev"] for end in ends]
+    assert energies[0] == pytest.approx(energies[1], abs=1e-6)
 
 
 def test_memory_is_what_was_counted() -> None:

@@ -7,14 +7,11 @@ system moves as it would alone, to round-off, whatever else is in the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import ase
 import numpy as np
 import torch
 from ase import units
-from ase.calculators.calculator import Calculator as AseCalculator
-from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
 from equipes.calculators.ase import Calculator
@@ -22,23 +19,12 @@ from equipes.calculators.batched import BatchedEvaluator, StructureError, Struct
 from equipes.errors import InputError
 from equipes.models.potential import Prediction
 from equipes.simulate.ensembles import Kind, set_target
+from equipes.simulate.held import hold
 from equipes.simulate.md import Run
 from equipes.simulate.safety import ENERGY_CHANGE
 
 # More atoms at once make a CPU no faster (see `equipes.training.batch_sizes`), and would need more memory.
 ATOMS_ON_CPU = 1000
-KINDS: tuple[Kind, ...] = ("nve", "nvt", "nvt-langevin")
-
-
-class Held(AseCalculator):
-    """Gives out the numbers that were last calculated for a structure as one of a batch."""
-
-    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - as in ASE
-
-    def get_property(self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """The number or a copy of the array; whoever moves the atoms keeps it up to date."""
-        value = self.results[name]
-        return value.copy() if isinstance(value, np.ndarray) else value
 
 
 class Batch:
@@ -318,10 +304,3 @@ def subset(now: Structures, chosen: Tensor) -> Structures:
         pbc=now.pbc[chosen],
         structure=renumbered[now.structure[atoms]],
     )
-
-
-def hold(calculator: AseCalculator, energy: float, forces: np.ndarray, stress: np.ndarray | None) -> None:
-    """Give a `Held` calculator its numbers; `stress` is `[3, 3]`, or None where nobody will ask."""
-    calculator.results = {"energy": energy, "free_energy": energy, "forces": forces}
-    if stress is not None:
-        calculator.results["stress"] = full_3x3_to_voigt_6_stress(stress)

@@ -22,8 +22,10 @@ from equipes.calculators.ase import Calculator
 from equipes.errors import InputError
 from equipes.files import atomic_write, new_directory
 from equipes.simulate import records
-from equipes.simulate.batch import KINDS, Batch, Batches, Held
+from equipes.simulate.batch import Batch, Batches
+from equipes.simulate.device_md import KINDS
 from equipes.simulate.errors import SimulationError
+from equipes.simulate.held import Held
 from equipes.simulate.interrupt import stop_at_signal
 from equipes.simulate.md import CHECKPOINT_SECONDS, Run, beginning, write_structure, write_summary
 from equipes.simulate.safety import STEPS_BETWEEN_DISTANCES, check_finite

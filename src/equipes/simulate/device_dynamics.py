@@ -1,12 +1,15 @@
-"""Newton's equations on a GPU: steps that never wait for the host, with a list of neighbours that is never stale.
+"""Dynamics on a GPU: steps that never wait for the host, with a list of neighbours that is never stale.
 
-A step is half a kick, a drift, energies and forces, half a kick (velocity Verlet). On a GPU it is recorded once and
-played again. The host looks in only after a block of steps: then it learns how far the atoms have come from where their
-neighbours were collected. If any atom had left the skin's half in any step of the block, the block is taken back, the
-neighbours are collected anew where it began, and it is done again.
+A step is half a kick, a drift, energies and forces, half a kick (velocity Verlet), and what a thermostat does before it
+or in the middle. On a GPU it is recorded once and played again. The host looks in only after a block of steps: it then
+learns how far the atoms have come from where their neighbours were collected. If any atom had left the skin's half in
+any step of the block, the block is taken back, the neighbours are collected anew where it began, and it is done again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import ase
 import numpy as np
@@ -20,6 +23,7 @@ from equipes.graph import AtomGraph, lattice_box
 from equipes.models.device_frozen import DevicePotential
 from equipes.models.device_geometry import DeviceAtoms
 from equipes.models.device_padding import PaddedAtoms, Replay, Room
+from equipes.simulate.device_thermostats import DeviceThermostat
 from equipes.simulate.errors import SimulationError
 
 _BLOCK = 20
@@ -27,9 +31,29 @@ _BLOCK = 20
 _GROWTH = 1.2
 
 
+@dataclass(frozen=True)
+class DynamicsResult:
+    """Where dynamics are, on the host.
+
+    Attributes:
+        positions, velocities, forces: `[N, 3]` Å, ASE's unit of velocity, eV/Å.
+        energy: eV.
+        given: eV that the thermostat has given to the atoms so far.
+        virial: `[3, 3]` eV; None where it was not asked for.
+    """
+
+    positions: np.ndarray
+    velocities: np.ndarray
+    forces: np.ndarray
+    energy: float
+    given: float
+    virial: np.ndarray | None
+
+
 class DeviceDynamics:
-    """Dynamics at constant energy and cell, L. Verlet, Phys. Rev. 159, 98 (1967); W. C. Swope et al., J. Chem. Phys.
-    76, 637 (1982).
+    """Dynamics in a constant cell, at constant energy or with a thermostat.
+
+    L. Verlet, Phys. Rev. 159, 98 (1967); W. C. Swope et al., J. Chem. Phys. 76, 637 (1982).
 
     Args:
         atoms: positions, velocities, masses, cell; they are copied (see `update`).
@@ -37,8 +61,10 @@ class DeviceDynamics:
         timestep: fs.
         skin: Å added to the cutoff when neighbours are collected.
         block: steps after which the host looks in, at most.
+        virial: calculate the virial too.
 
     Attributes:
+        thermostat: None at constant energy; set before the first step.
         steps: done so far.
         neighbor_list_builds: how often neighbours were collected.
         blocks_repeated: how often steps were taken back and done again.
@@ -56,6 +82,7 @@ class DeviceDynamics:
         timestep: float = 1.0,
         skin: float = 0.5,
         block: int = _BLOCK,
+        virial: bool = False,
     ) -> None:
         for name, value in (("time step", timestep), ("skin", skin), ("block of steps", block)):
             if not (np.isfinite(value) and value > 0):
@@ -64,9 +91,10 @@ class DeviceDynamics:
             raise InputError("dynamics on a device move all atoms; remove the constraints of the structure")
         self.potential, self.skin = potential, float(skin)
         self._dt = timestep * units.fs
-        self._block = int(block)
+        self._block = self._at_once = int(block)
         self._n = len(atoms)
         self.steps = self.neighbor_list_builds = self.blocks_repeated = 0
+        self.thermostat: DeviceThermostat | None = None
         device = potential.device
         # The first list by the way that says what is wrong with a structure.
         graph = AtomGraph.from_atoms(atoms, potential.cutoff + skin, device)
@@ -86,10 +114,16 @@ class DeviceDynamics:
 
         self._positions = rows(atoms.positions)
         self._velocities = rows(atoms.get_velocities())
+        self._masses = rows(atoms.get_masses()[:, None])
         self._push = rows(self._dt / 2 / atoms.get_masses()[:, None])  # half a time step over the mass
         self._reference = self._positions.clone()
         self._forces = torch.zeros_like(self._positions)
         self._energies = torch.zeros(room, dtype=torch.float64, device=device)
+        self._virial = torch.zeros(3, 3, dtype=torch.float64, device=device) if virial else None
+        # What the thermostat has given to the atoms; which step of those that numbers were drawn for is next.
+        self._given = torch.zeros((), dtype=torch.float64, device=device)
+        self._next = torch.zeros(1, dtype=torch.int64, device=device)
+        self._numbers: Tensor | None = None
         # Squared, the farthest that any atom was from its place in the reference, in any step since then.
         self._farthest = torch.zeros((), dtype=torch.float64, device=device)
         self._saved = [torch.zeros_like(each) for each in self._state]
@@ -101,14 +135,45 @@ class DeviceDynamics:
 
     @property
     def _state(self) -> tuple[Tensor, ...]:
-        return self._positions, self._velocities, self._forces, self._energies
+        virial = () if self._virial is None else (self._virial,)
+        return (
+            self._positions, self._velocities, self._forces, self._energies, self._given, self._next, *virial
+        )  # fmt: skip
 
-    def run(self, steps: int) -> None:
+    def run(self, steps: int, before_step: Callable[[int], None] | None = None) -> None:
         """So many steps more.
+
+        Args:
+            steps: their number.
+            before_step: called with the number of each step before random numbers are drawn for it, to set targets.
 
         Raises:
             SimulationError: positions that are no numbers any more, or an atom that leaves the skin in a single step.
         """
+        wanted = self.steps + steps
+        while self.steps < wanted:
+            count = min(self._at_once, wanted - self.steps)
+            self._draw(count, before_step)
+            self._advance(count)
+
+    def _draw(self, steps: int, before_step: Callable[[int], None] | None) -> None:
+        """What is random in the next steps goes to the device."""
+        if self.thermostat is None:
+            return
+        drawn = []
+        for step in range(self.steps + 1, self.steps + steps + 1):
+            if before_step is not None:
+                before_step(step)
+            drawn.append(self.thermostat.draw())
+        if self._numbers is None:
+            self._numbers = torch.zeros(
+                self._at_once, *self.thermostat.shape, dtype=torch.float64, device=self.potential.device
+            )
+        self._numbers[:steps].copy_(torch.from_numpy(np.stack(drawn)))
+        self._next.zero_()
+
+    def _advance(self, steps: int) -> None:
+        """Steps for which numbers are drawn, in blocks between which the host looks in."""
         wanted = self.steps + steps
         while self.steps < wanted:
             count = min(self._block, wanted - self.steps)
@@ -154,14 +219,36 @@ class DeviceDynamics:
         moving = self._push[: self._n]
         return float((self._velocities[: self._n] ** 2 / moving).sum()) * self._dt / 4
 
+    def results(self) -> DynamicsResult:
+        """Everything on the host, in one copy."""
+        parts = [self._positions, self._velocities, self._forces, self._energies.sum(), self._given]
+        parts += [] if self._virial is None else [self._virial]
+        values = torch.cat([part.flatten() for part in parts]).cpu().numpy()
+        size = self._positions.numel()
+        positions, velocities, forces = values[: 3 * size].reshape(3, -1, 3)[:, : self._n].copy()
+        rest = values[3 * size :]
+        virial = None if self._virial is None else rest[2:].reshape(3, 3).copy()
+        return DynamicsResult(positions, velocities, forces, float(rest[0]), float(rest[1]), virial)
+
     def update(self, atoms: ase.Atoms) -> None:
         """Write positions and velocities into a structure of the same atoms."""
         atoms.positions = self._positions[: self._n].cpu().numpy()
         atoms.set_velocities(self._velocities[: self._n].cpu().numpy())
 
     def _step(self) -> None:
+        numbers = None
+        if self.thermostat is not None:
+            assert self._numbers is not None
+            numbers = self._numbers.index_select(0, self._next.remainder(self._at_once)).squeeze(0)
+            self._next.add_(1)
+            self._given.add_(self.thermostat.scale(self._velocities, self._masses, numbers))
         self._velocities.addcmul_(self._push, self._forces)
-        self._positions.add_(self._velocities, alpha=self._dt)
+        if self.thermostat is None or numbers is None or not self.thermostat.divides:
+            self._positions.add_(self._velocities, alpha=self._dt)
+        else:
+            self._positions.add_(self._velocities, alpha=self._dt / 2)
+            self.thermostat.rub(self._velocities, self._masses, numbers)
+            self._positions.add_(self._velocities, alpha=self._dt / 2)
         moved = (self._positions - self._reference).square().sum(1).max()
         # What is no number stays none in a maximum.
         torch.maximum(self._farthest, moved, out=self._farthest)
@@ -170,8 +257,10 @@ class DeviceDynamics:
 
     def _evaluate(self) -> None:
         assert self._padded is not None
-        result = self.potential.evaluate(self._padded.atoms, virial=False)
+        result = self.potential.evaluate(self._padded.atoms, virial=self._virial is not None)
         assert result.forces is not None
+        if self._virial is not None and result.virial is not None:
+            torch.mul(result.virial.select(0, 0), 1.0, out=self._virial)
         # Into memory that stays where it is.
         torch.mul(result.forces, 1.0, out=self._forces)
         torch.mul(result.energies, 1.0, out=self._energies)
@@ -202,11 +291,9 @@ class DeviceDynamics:
         if self._padded is None or not self._padded.fits(given):
             self._padded = PaddedAtoms(Room.for_(given), self.potential.device, positions=self._positions)
             self._padded.fill(given)
-            self._replay = Replay(self._step, self.potential.device)
-            # Recording goes through steps that shall not count.
-            self._save()
-            self._replay.prepare()
-            self._restore()
+            # Recording, at the next step, goes through steps that shall not count.
+            touched = (*self._state, self._farthest)
+            self._replay = Replay(self._step, self.potential.device, touched=touched)
         else:
             self._padded.fill(given)
         self._farthest.zero_()

@@ -18,6 +18,7 @@ from ase.io import write
 from equipes.errors import InputError
 from equipes.files import atomic_write, new_directory
 from equipes.simulate import records
+from equipes.simulate.device_md import DeviceMover, device_mover
 from equipes.simulate.ensembles import (
     conserved_energy,
     degrees_of_freedom,
@@ -103,10 +104,11 @@ def run_md(
     atoms.calc = calculator
     out = Path(out)
     rng, arrays, facts = beginning(atoms, settings, out, resume=resume, potential=potential)
+    mover = device_mover(atoms, calculator, settings)
     check_finite(atoms, f"step {facts['step']}")
     guard = Guard(settings, calculator)
     uncertain = guard.check(int(facts["step"]), atoms)
-    run = Run(atoms, settings, rng, arrays, facts, potential)
+    run = Run(atoms, settings, rng, arrays, facts, potential, mover)
     if not resume:
         new_directory(out, overwrite=overwrite)
         records.remove_old_records(out)
@@ -186,8 +188,10 @@ class Run:
         arrays: dict[str, np.ndarray],
         facts: dict[str, Any],
         potential: str,
+        mover: DeviceMover | None = None,
     ) -> None:
         self.atoms = atoms
+        self.mover = mover
         self.settings = settings
         self.rng = rng
         self.potential = potential
@@ -237,6 +241,8 @@ class Run:
             closest_fraction=settings.closest_fraction,
         )
         self.watch.check(self.step, atoms, self.row.conserved_energy_ev)
+        if mover is not None:
+            mover.couple(self.dynamics, self.step)
 
     @property
     def time(self) -> float:
@@ -244,12 +250,15 @@ class Run:
         return self.step * self.settings.timestep
 
     def advance(self) -> None:
-        """One step, checked."""
+        """One step, or on a device those until there is something to do, checked."""
         try:
-            self.step += 1
-            if self.settings.ramps:
-                set_target(self.dynamics, *self.settings.targets(self.step))
-            self.dynamics.step()
+            if self.mover is not None:
+                self.step = self.mover.advance(self.settings.steps)
+            else:
+                self.step += 1
+                if self.settings.ramps:
+                    set_target(self.dynamics, *self.settings.targets(self.step))
+                self.dynamics.step()
             self.watch.check(self.step, self.atoms, self.conserved())
         except InputError as error:
             # The structure was sound at the start, so it is the dynamics that led to one that cannot be evaluated.
