@@ -14,7 +14,7 @@ from equipes.kernels import native
 from equipes.kernels.native import engine
 from equipes.models import Potential, build
 from equipes.models.mace import INTERACTIONS
-from test_native import EXACT, SPECIES, make_graph, results
+from test_native import EXACT, SPECIES, make_graph, results, skip_what_is_not_built
 from test_native_shapes import empty_graph
 
 pytestmark = pytest.mark.skipif(not native.usable_instruction_sets(), reason="the native code was not built")
@@ -96,6 +96,7 @@ FROZEN = [
 
 
 def potential_of(options: dict[str, Any], dtype: str = "float64") -> Potential:
+    skip_what_is_not_built((SMALL | options)["max_ell"])
     potential = build("mace", SPECIES, SMALL | options, dtype=dtype, seed=2).train()
     for name in ("atomic_energies", "scale", "shift"):
         potential.model.get_parameter(name).requires_grad_()
