@@ -73,6 +73,29 @@ def test_version_is_the_packages() -> None:
     assert (shown.returncode, shown.stdout) == (0, f"equipes {equipes.__version__}\n")
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "0"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_sleep_unless_told_otherwise(given: dict[str, str], spins: str | None) -> None:
+    """Said before torch, which reads it once, is imported."""
+    code = (
+        "import os, sys\n"
+        "from equipes.cli import app, main\n"
+        "@app.command()\n"
+        "def probe(): print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)\n"
+        "sys.argv = ['equipes', 'probe']\n"
+        "main()\n"
+    )
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=kept | given, check=True
+    )
+    assert shown.stdout.split() == [str(spins), "False"]
+
+
 def test_without_a_command_the_help_is_shown() -> None:
     shown = run()
     assert shown.returncode == 0
