@@ -402,6 +402,15 @@ def test_configs_that_contradict_themselves(tree: dict[str, Any], message: str) 
         validated(whole, "config.yaml")
 
 
+@pytest.mark.parametrize(("architecture", "rate"), [("sevennet", 0.002), ("schnet", 0.0006)])
+def test_the_usual_learning_rate_is_a_fifth_of_that_of_the_base(
+    architecture: str, rate: float, tmp_path: Path
+) -> None:
+    write(tmp_path, architecture)
+    train(config(tmp_path, {"max_steps": 1, "learning_rate": None}), tmp_path / "run", console=QUIET)
+    assert load_config(tmp_path / "run" / "config.yaml").train.learning_rate == pytest.approx(rate)
+
+
 def test_one_command(folder: Path, tmp_path: Path) -> None:
     command = ("train", "--from", folder / "base.safetensors", "--data", folder / "data.xyz", "--out", "run")
     done = run_forked(*command, "max_steps=3", "forgetting_frames=4", cwd=tmp_path)

@@ -174,11 +174,12 @@ def prepare(config: Config, splits: Splits, base: Potential | None = None) -> Pr
     has_stress = any(frame.stress is not None for frame in splits.train)
     steps_per_pass = math.ceil(len(train) / batch_size)
     val_batches = math.ceil(len(val) / batch_size)
+    architecture = config.model.architecture if base is None else base.architecture
     optimizer = config.train.optimizer or default_optimizer(config.model.architecture)
     chosen: dict[str, Any] = {
         "batch_size": batch_size,
         "optimizer": optimizer,
-        "learning_rate": default_learning_rate(config.model.architecture) * _part_of_rate(config),
+        "learning_rate": default_learning_rate(architecture) * _part_of_rate(config),
         # Seldom enough that validation takes a small part of the time, often enough to see what happens.
         "validate_every": max(min(steps_per_pass, 500), 4 * val_batches),
         "stress_weight": 1.0 if has_stress else 0.0,
