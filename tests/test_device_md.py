@@ -115,6 +115,14 @@ def test_blocks_taken_back_have_the_same_random_numbers(
     np.testing.assert_allclose(found[0].positions, found[1].positions, rtol=0, atol=1e-8)
 
 
+def test_the_last_structure_has_a_calculator_that_calculates(on_device: Calculator, tmp_path: Path) -> None:
+    end = run_md(moving(), on_device, settings("nve", steps=3), tmp_path / "run").atoms
+    assert end.calc is on_device
+    before = end.get_potential_energy()
+    end.positions[0] += 0.1
+    assert abs(end.get_potential_energy() - before) > 1e-4
+
+
 def test_what_asks_for_the_host_is_left_to_ase(on_device: Calculator) -> None:
     atoms = moving()
     assert device_mover(atoms, on_device, settings()) is not None

@@ -144,6 +144,7 @@ def run_md(
         write_structure(last, out / records.UNCERTAIN)
     summary = write_summary(run, out, stopped="interrupted" if interrupted else uncertain)
     how = provenance(settings, records.read_table(out / records.TABLE), len(atoms))
+    atoms.calc = calculator  # numbers that are held would stay when the caller moves the atoms
     return MDResult(
         summary=summary, atoms=atoms, out=out, interrupted=interrupted, provenance=how, uncertain=uncertain
     )
