@@ -21,6 +21,7 @@ from equipes.kernels.contraction import (
 )
 from equipes.kernels.polynomials import PolynomialTable
 from equipes.kernels.triton.writer import Kernel
+from made_up_gpu import compile_for_an_h100
 from test_contraction_native import layer_of
 
 EXACT = 1e-12
@@ -238,28 +239,15 @@ def test_compiled_for_an_h100_nothing_is_spilled(dtype: torch.dtype) -> None:
 @pytest.mark.skipif(not ours.installed(), reason="Triton is not installed (extra gpu)")
 def test_arguments_as_a_gpu_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a launch but the launch, for a GPU that is made up: types, warps, and no number compiled in."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.driver import driver
-
     from equipes.kernels.triton import contraction as module
     from equipes.kernels.triton.launch import OPTIONS, compiled
-
-    class MadeUp:
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int) -> int:
-            return 0
-
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 90, 32)
 
     found = []
 
     def warm_up(code: Kernel, grid: tuple[int, int], operands: list[Tensor], **options: int) -> None:
         found.append(compiled(code).warmup(*operands, grid=grid, **OPTIONS | options))
 
-    monkeypatch.setattr(driver, "_active", MadeUp())
+    compile_for_an_h100(monkeypatch)
     monkeypatch.setattr(module, "start", warm_up)
     monkeypatch.setenv("EQUIPES_KERNEL", "triton")
     operands_of("64 channels", 1).to(torch.float32).results()

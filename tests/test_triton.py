@@ -35,6 +35,7 @@ from equipes.kernels.triton.source import kernel, tile_of
 from equipes.kernels.triton.writer import Variant, arguments, pointer_types
 from equipes.models.potential import Potential
 from laws import Model, graph_of
+from made_up_gpu import compile_for_an_h100
 from potentials import mace, nequip
 from test_kernels import Operands, all_irreps, derivatives, random_operands
 
@@ -568,20 +569,7 @@ TYPICAL = {
 @installed
 def test_arguments_as_a_gpu_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a launch but the launch, for a GPU that is made up: types, alignment, and no number compiled in."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.driver import driver
-
     from equipes.kernels.triton.launch import OPTIONS, compiled
-
-    class MadeUp:
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int) -> int:
-            return 0
-
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 90, 32)
 
     graph = few_edges()
     x, y, _ = (t.detach() for t in random_operands(SMALL, graph))
@@ -597,7 +585,7 @@ def test_arguments_as_a_gpu_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     given |= {"dy": torch.zeros_like(y), "dt": torch.zeros_like(places.t)}
     given |= {"row_pointer": graph.row_pointer, "sender": graph.sender}
     variant = Variant("edges", True, wanted="yt", splines=True, kinds=True)
-    monkeypatch.setattr(driver, "_active", MadeUp())
+    compile_for_an_h100(monkeypatch)
     code = compiled(kernel(SMALL, variant))
     found = code.warmup(*(given[name] for name in arguments(variant)), grid=(graph.n_atoms, 2), **OPTIONS)
     assert found.src.signature == pointer_types(variant) | {"n_intervals": "i32"}
